@@ -1,0 +1,42 @@
+"""Every exception kvtier raises on purpose.
+
+KvtierError
+├── ConfigError            bad YAML or a bad combination of settings; the message names file, key and remedy
+├── FrameError             a stored frame cannot be used
+│   ├── FrameCorruptError  the bytes are not what was written
+│   └── FrameForeignError  sound, but not ours: another key, namespace, codec or format version
+└── StoreError             the medium failed: full, unreadable, gone
+    └── StoreFullError     no room in that shard; nothing of the batch was written
+
+Only adapters (`kvtier.engines`) and tiers catch KvtierError: they turn it into a miss and a counter.
+"""
+
+from __future__ import annotations
+
+
+class KvtierError(Exception):
+    """Root of all errors raised by kvtier."""
+
+
+class ConfigError(KvtierError):
+    """The user's configuration cannot be used as written."""
+
+
+class FrameError(KvtierError):
+    """A stored frame cannot be used."""
+
+
+class FrameCorruptError(FrameError):
+    """The frame does not verify: its bytes are not the ones that were sealed."""
+
+
+class FrameForeignError(FrameError):
+    """The frame is sound but belongs to another key, namespace, codec or format version."""
+
+
+class StoreError(KvtierError):
+    """The medium failed."""
+
+
+class StoreFullError(StoreError):
+    """A shard has no room for a batch; nothing of the batch was written."""

@@ -1,0 +1,75 @@
+"""Plain integer counters of one engine. Hot code adds; the log line and the exporter read. No locks, no labels.
+
+Each counter has one writer thread or is written under the cache's lock, so += never loses a count; readers may see a
+snapshot a few increments old.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvtier.types import Miss, Source
+
+
+@dataclass(slots=True)
+class Stats:
+    """Totals since the engine started. `Stats.copy` and `a - b` give intervals."""
+
+    requests: int = 0  # admitted to run, once each; a preempted request that resumes counts again
+    asked_tokens: int = 0  # tokens of those requests that had to be in KV: hit_tokens + miss_tokens
+    hit_tokens: list[int] = field(default_factory=lambda: [0] * len(Source))  # by Source
+    miss_tokens: list[int] = field(default_factory=lambda: [0] * len(Miss))  # by Miss
+
+    offload_bytes: int = 0  # device -> host, uncompressed
+    onload_bytes: int = 0  # host -> device, uncompressed
+    spill_raw_bytes: int = 0  # host -> disk, before compression
+    spill_stored_bytes: int = 0  # the same, as frames
+    promote_raw_bytes: int = 0  # disk -> host, after decompression
+    promote_stored_bytes: int = 0  # the same, as frames
+
+    offloaded_chunks: int = 0
+    store_refused_chunks: int = 0  # the engine offered them, no host slot could be had
+    spilled_chunks: int = 0
+    promoted_chunks: int = 0
+    host_evicted_chunks: int = 0
+    host_dropped_chunks: int = 0  # evicted from host before the spiller had reached them: in no tier afterwards
+    disk_evicted_chunks: int = 0
+    spill_failed_chunks: int = 0  # full disk or I/O error: not on disk afterwards
+    corrupt_frames: int = 0  # did not verify; deleted
+    foreign_frames: int = 0  # sound, but another key or namespace than asked for; deleted
+    load_errors: int = 0  # promotions or device loads that failed for other reasons
+    tier_off: int = 0  # times a tier was switched off after errors
+    engine_errors: int = 0  # exceptions caught at the engine's door; each is a bug or a broken machine
+
+    def copy(self) -> Stats:
+        """A snapshot that later counting does not change."""
+        return self._map(lambda mine, _: mine, self)
+
+    def __sub__(self, earlier: Stats) -> Stats:
+        return self._map(lambda mine, theirs: mine - theirs, earlier)
+
+    def _map(self, op: object, other: Stats) -> Stats:
+        out = Stats()
+        for name in self.__slots__:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, list):
+                setattr(out, name, [op(a, b) for a, b in zip(mine, theirs, strict=True)])  # type: ignore[operator]
+            else:
+                setattr(out, name, op(mine, theirs))  # type: ignore[operator]
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """State at one instant, taken under the cache's lock by whoever prints it."""
+
+    host_used_bytes: int
+    host_capacity_bytes: int
+    disk_used_bytes: int  # live bytes in the store, rounding included
+    disk_capacity_bytes: int
+    disk_raw_bytes: int  # what the frames of this namespace on disk are uncompressed; 0 when the tier is off
+    disk_stored_bytes: int  # what the same frames take as stored
+    spill_backlog: int  # dirty chunks in host: not on disk yet
+    promote_backlog: int  # chunks on their way up
+    prefill_tokens_per_s: float  # moving estimate; 0 until measured
+    disk_on: bool

@@ -1,0 +1,55 @@
+"""Store: frames on a medium, in shards of fixed size. Bytes in, bytes out; who stays is decided elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from kvtier.types import ChunkKey, Record
+
+
+class Store(Protocol):
+    """Frames by key in `n_shards` bounded shards. The caller chooses the shard and remembers it.
+
+    Called from transfer threads, several at a time; one writer per shard at a time is the caller's duty to arrange or
+    bear waiting for. Every failure of the medium is a StoreError; no other exception leaves a method.
+    """
+
+    @property
+    def n_shards(self) -> int:
+        """Number of shards, >= 1, fixed while open."""
+        ...
+
+    @property
+    def shard_bytes(self) -> int:
+        """Live bytes one shard may hold. Frames count as `frame_cost(len(frame))`."""
+        ...
+
+    def frame_cost(self, n_bytes: int) -> int:
+        """Bytes of `shard_bytes` that a frame of `n_bytes` takes, rounding and index included."""
+        ...
+
+    def scan(self) -> Iterator[Record]:
+        """Every frame, any order, without reading payloads. Called once, before any write."""
+        ...
+
+    def write(self, shard: int, puts: Sequence[tuple[ChunkKey, memoryview]], deletes: Sequence[ChunkKey]) -> None:
+        """Apply deletes, then puts, to one shard.
+
+        Atomic: after a crash or an error either all of it happened or none. Deleting an absent key is no error; putting
+        a present key replaces it. Raises StoreFullError when the shard has no room (nothing is changed).
+        """
+        ...
+
+    def read(self, shard: int, key: ChunkKey) -> AbstractContextManager[memoryview | None]:
+        """Borrow a frame's bytes for the length of the `with` block; None when absent. The view dies with the block."""
+        ...
+
+    def sync(self) -> None:
+        """Make everything written so far survive a power loss, as far as the medium promises."""
+        ...
+
+    def close(self) -> None:
+        """Release handles. No call may be in flight or follow."""
+        ...

@@ -1,0 +1,70 @@
+"""The vocabulary: the few names every other module speaks. Imports nothing of kvtier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import NamedTuple, NewType
+
+ChunkKey = NewType("ChunkKey", bytes)
+"""Content address of one chunk: `NAMESPACE_BYTES` of namespace digest, then the engine's chained chunk hash.
+
+Two chunks have equal keys only if they hold the KV of the same token prefix, made by the same weights in the same layout.
+"""
+
+NAMESPACE_BYTES = 16
+
+
+def namespace_of(key: ChunkKey) -> bytes:
+    """The namespace digest a key begins with."""
+    return key[:NAMESPACE_BYTES]
+
+
+def chunk_hash_of(key: ChunkKey) -> bytes:
+    """The engine's part of a key: equal for equal token prefixes whatever the namespace."""
+    return key[NAMESPACE_BYTES:]
+
+
+class Lookup(Enum):
+    """What a tier hierarchy answers when asked for a chunk."""
+
+    MISS = "miss"
+    HIT = "hit"  # in host memory, readable, pinned for the asker
+    PENDING = "pending"  # on its way up; ask again
+
+
+class Miss(IntEnum):
+    """Why a prefix ended where it did. Order is the order of the hit-rate log line; values index counters."""
+
+    NEW = 0  # never stored, or forgotten so long ago that no trace is left
+    EVICTED = 1  # was stored; a tier was too small to keep it
+    GATE = 2  # there, but loading it was judged not worth it, or no room to load it into
+    CORRUPT = 3  # there, but did not verify; dropped
+    LOAD_FAILED = 4  # there, but reading it or copying it to the device failed
+    FOREIGN = 5  # the same tokens are stored under another namespace (other weights, dtype, layout, parallel shape, epoch)
+
+
+class Source(IntEnum):
+    """Where the KV of a token came from. Order is the order of the hit-rate log line; values index counters."""
+
+    DEVICE = 0
+    HOST = 1
+    DISK = 2
+
+
+class Record(NamedTuple):
+    """One frame as a store lists it."""
+
+    key: ChunkKey
+    shard: int
+    n_bytes: int  # stored bytes of the frame, before rounding to pages
+    written_ns: int  # wall clock; orders frames by age across restarts
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How big the engine's chunks are. One per engine process; all tiers share it."""
+
+    chunk_bytes: int  # bytes of one slot: a chunk, all layers, all ranks of the node, padded
+    tokens_per_chunk: int
+    dtype: str  # of the KV elements: "bfloat16", "float16", "fp8_e4m3", ...; chooses the codec
