@@ -43,19 +43,14 @@ class Stats:
 
     def copy(self) -> Stats:
         """A snapshot that later counting does not change."""
-        return self._map(lambda mine, _: mine, self)
+        return self - Stats()
 
     def __sub__(self, earlier: Stats) -> Stats:
-        return self._map(lambda mine, theirs: mine - theirs, earlier)
-
-    def _map(self, op: object, other: Stats) -> Stats:
         out = Stats()
         for name in self.__slots__:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if isinstance(mine, list):
-                setattr(out, name, [op(a, b) for a, b in zip(mine, theirs, strict=True)])  # type: ignore[operator]
-            else:
-                setattr(out, name, op(mine, theirs))  # type: ignore[operator]
+            mine, theirs = getattr(self, name), getattr(earlier, name)
+            both_lists = isinstance(mine, list)
+            setattr(out, name, [a - b for a, b in zip(mine, theirs, strict=True)] if both_lists else mine - theirs)
         return out
 
 
