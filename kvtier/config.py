@@ -1,0 +1,403 @@
+"""Configuration: YAML or a plain dict -> frozen structs.
+
+The one schema: every key, default and meaning is written here once. The only importer of yaml and msgspec. Everything
+wrong with a configuration is a ConfigError that names the file, the key and what was expected. What `auto` and
+percentages come to on a machine is for `kvtier.sizing` to say.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, cast
+
+import msgspec
+import yaml
+
+from kvtier.errors import ConfigError
+from kvtier.units import Duration, Period, Size
+
+VERSION: Final = 1
+_MAX_FILE_BYTES: Final = 1 << 20
+
+
+def _key(meaning: str, expects: str, **extra: str) -> msgspec.Meta:
+    """What the README's table and the error messages say of a key."""
+    return msgspec.Meta(description=meaning, extra={"expects": expects, **extra})
+
+
+_SIZE = "bytes with a unit (64GiB, 500MB), a percentage (10%) or auto"
+_TIME = "a time with a unit (500ms, 30s, 5m)"
+
+
+def _default_path() -> Path:
+    return _to_path("auto", Path())
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The pinned host RAM tier."""
+
+    capacity: Annotated[
+        Size,
+        _key(
+            "Host RAM for KV. A percentage is of RAM (or of the container's limit); `auto` is at most 25 % of the "
+            "available RAM and at most 50 % of what is free in /dev/shm.",
+            _SIZE,
+        ),
+    ] = Size("auto")
+
+
+class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The compressed tier on NVMe."""
+
+    path: Annotated[
+        Path,
+        _key(
+            "Directory of the disk tier. `auto` is `$XDG_CACHE_HOME/kvtier` or `~/.cache/kvtier`; a relative path "
+            "starts at the YAML file's folder.",
+            "a directory or auto",
+            default="auto",
+        ),
+    ] = msgspec.field(default_factory=_default_path)
+    capacity: Annotated[
+        Size,
+        _key(
+            "Bytes the disk tier may take. A percentage is of the file system's size; `auto` is at most 20 % of its "
+            "free space (what the tier already holds counts as free) and at most 100 GiB.",
+            _SIZE,
+        ),
+    ] = Size("auto")
+    write: Annotated[
+        Literal["ahead", "evict_only"],
+        _key(
+            "`ahead`: idle time writes host chunks to disk, so that a restart finds them. `evict_only`: only chunks "
+            "about to leave host RAM are written, which wears the SSD less.",
+            "ahead or evict_only",
+        ),
+    ] = "ahead"
+    write_behind_after: Annotated[
+        Duration,
+        _key("How long a chunk rests in host RAM before idle time writes it to disk (`write: ahead`).", _TIME),
+    ] = Duration("2s")
+    sync_every: Annotated[
+        Duration,
+        _key("How often written chunks are synced; a power loss costs at most this much of the cache.", _TIME),
+    ] = Duration("5s")
+    codec: Annotated[
+        Literal["auto", "raw"],
+        _key("`auto`: lossless compression that fits the KV's dtype. `raw`: none.", "auto or raw"),
+    ] = "auto"
+    promote_threads: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=64)],
+        _key("Threads that read chunks from disk back into host RAM.", "a whole number from 1 to 64"),
+    ] = 2
+
+    def __post_init__(self) -> None:
+        if self.sync_every_s == 0:
+            raise ConfigError(f"`disk.sync_every` is {str(self.sync_every)!r}: expected {_TIME}, more than 0")
+
+    @property
+    def write_behind_after_s(self) -> float:
+        """Seconds a chunk rests in host RAM before idle time writes it; 0 = at once."""
+        return self.write_behind_after.seconds
+
+    @property
+    def sync_every_s(self) -> float:
+        """Seconds between two syncs, more than 0."""
+        return self.sync_every.seconds
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The unit that is kept, moved and found again."""
+
+    tokens: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] | None,
+        _key(
+            "Tokens per chunk, a multiple of the engine's block size. `auto` is the fewest whole blocks (1, 2, 4, ...) "
+            "that make 2 MiB, and no more than 256 tokens.",
+            "a whole number of tokens, at least 1, or auto",
+        ),
+    ] = None
+
+
+class Offload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is kept."""
+
+    generated: Annotated[
+        bool,
+        _key("Keep the KV of generated tokens too, so that the next turn of a chat finds it.", "true or false"),
+    ] = True
+
+
+class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The hit-rate log line."""
+
+    every: Annotated[
+        Period,
+        _key("How often the hit-rate line is logged; silent when idle. `0` or `off` is never.", _TIME + ", 0 or off"),
+    ] = Period("10s")
+    json: Annotated[bool, _key("Log it as one JSON object a line.", "true or false")] = False
+
+    @property
+    def every_s(self) -> float:
+        """Seconds between two lines; 0 = never."""
+        return self.every.seconds
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole configuration. `Config()` is what an empty file means."""
+
+    version: Annotated[Literal[1], _key("Version of this schema.", str(VERSION))] = 1
+    host: Host = msgspec.field(default_factory=Host)
+    disk: Annotated[
+        Disk | None,
+        _key("The disk tier: the keys below it, or `off`.", "keys below it or off", default="on"),
+    ] = msgspec.field(default_factory=Disk)
+    chunk: Chunk = msgspec.field(default_factory=Chunk)
+    offload: Offload = msgspec.field(default_factory=Offload)
+    log: Log = msgspec.field(default_factory=Log)
+
+    def to_tree(self) -> dict[str, object]:
+        """A dict of dicts and plain scalars that `parse` turns into an equal Config, in any process, through JSON."""
+        return cast("dict[str, object]", msgspec.to_builtins(self, enc_hook=str))
+
+
+class Setting(NamedTuple):
+    """One key of the schema, for people."""
+
+    key: str  # dotted
+    default: str  # as it would be written in YAML
+    expects: str
+    meaning: str
+
+
+_SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
+    "host": Host,
+    "disk": Disk,
+    "chunk": Chunk,
+    "offload": Offload,
+    "log": Log,
+}
+
+
+def settings() -> Iterator[Setting]:
+    """Every key of the schema in the order of a file. The README's table is made of this."""
+    for field in msgspec.structs.fields(Config):
+        yield from _setting_of(field, "")
+        for key in msgspec.structs.fields(_SECTIONS[field.name]) if field.name in _SECTIONS else ():
+            yield from _setting_of(key, field.name + ".")
+
+
+def load(path: Path) -> Config:
+    """Read a YAML file. Relative paths in it start at its folder. Raises ConfigError, whatever is wrong with it."""
+    origin = str(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_FILE_BYTES + 1)
+        folder = path.absolute().parent
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(f"{_shown(origin)}: cannot read it: {reason}") from error
+    if len(raw) > _MAX_FILE_BYTES:
+        raise ConfigError(f"{_shown(origin)}: larger than 1 MiB: not a kvtier configuration")
+    return parse(_tree_of(raw, _shown(origin)), origin=_shown(origin), folder=folder)
+
+
+def parse(tree: Mapping[str, object], *, origin: str = "configuration", folder: Path | None = None) -> Config:
+    """Check a tree as YAML or JSON gives it, or as `Config.to_tree` made it.
+
+    `origin` begins every error message; relative paths start at `folder` (default: the working directory). `disk` as
+    null, false or "off" switches the tier off; any other section as null means its defaults. Raises ConfigError.
+    """
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{origin}: expected keys and values, got {_shape_of(tree)}")
+    if "version" in tree and (type(tree["version"]) is not int or tree["version"] != VERSION):
+        raise ConfigError(
+            f"{origin}: `version` is {_shape_of(tree['version'])}; this kvtier reads version {VERSION}: "
+            "see CHANGELOG for what changed, or leave the key out"
+        )
+    plain = _plain(tree)
+    _refuse_unknown_keys(plain, origin)
+    try:
+        return msgspec.convert(plain, Config, dec_hook=partial(_decode, folder=folder or Path()))
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{origin}: {_explain(error, plain)}") from error
+
+
+def _plain(tree: Mapping[str, object]) -> dict[str, Any]:
+    """A copy two levels deep in which every way to write a thing has become one."""
+    plain: dict[str, Any] = {}
+    for name, section in tree.items():
+        if name == "disk" and (section is None or section is False or section == "off"):
+            plain[name] = None
+        elif section is None and name in _SECTIONS:
+            plain[name] = {}
+        else:
+            plain[name] = dict(section) if isinstance(section, Mapping) else section
+    chunk = plain.get("chunk")
+    if isinstance(chunk, dict) and chunk.get("tokens") == "auto":
+        chunk["tokens"] = None
+    return plain
+
+
+def _decode(kind: type, value: object, *, folder: Path) -> object:
+    """msgspec's hook for the types it does not know. ValueError becomes an error that names the key."""
+    if kind is Path:
+        if not isinstance(value, str):
+            raise ValueError("expected a directory or auto")
+        return _to_path(value, folder)
+    if issubclass(kind, Duration) and type(value) is int and value == 0:
+        value = "0s"
+    if issubclass(kind, Period) and value is False:  # YAML 1.1 reads a bare off as false
+        value = "off"
+    if not isinstance(value, str):
+        # ValueError, not TypeError: msgspec treats both alike, and it is the value that is wrong.
+        raise ValueError("it has no unit" if isinstance(value, (int, float)) else "")  # noqa: TRY004
+    try:
+        return kind(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+def _to_path(text: str, folder: Path) -> Path:
+    try:
+        if text == "auto":
+            cache = os.environ.get("XDG_CACHE_HOME", "")
+            return (Path(cache) if cache.startswith("/") else Path.home() / ".cache") / "kvtier"
+        if not text.strip() or "\0" in text:
+            raise ValueError("expected a directory or auto")
+        return Path(os.path.normpath((folder / Path(text).expanduser()).absolute()))
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(f"`disk.path` is {text!r}: there is no home directory; name a directory") from error
+
+
+def _refuse_unknown_keys(plain: Mapping[Any, Any], origin: str) -> None:
+    known = {"": Config.__struct_fields__} | {name: section.__struct_fields__ for name, section in _SECTIONS.items()}
+    for parent, names in known.items():
+        table = plain.get(parent) if parent else plain
+        for name in table if isinstance(table, Mapping) else ():
+            if name not in names:
+                key = f"{parent}.{_shown(name)}" if parent else _shown(name)
+                raise ConfigError(f"{origin}: unknown key `{key}`; {_advice(parent, name, known)}")
+
+
+def _advice(parent: str, name: object, known: Mapping[str, tuple[str, ...]]) -> str:
+    def dotted(section: str, key: str) -> str:
+        return f"{section}.{key}" if section else key
+
+    if isinstance(name, str):
+        for key in difflib.get_close_matches(name, known[parent], n=1):
+            return f"did you mean `{dotted(parent, key)}`?"
+        for section, keys in known.items():
+            for key in difflib.get_close_matches(name, keys, n=1, cutoff=0.75):
+                return f"did you mean `{dotted(section, key)}`?"
+    return f"{'there' if parent else 'at the top'} may be: {', '.join(known[parent])}"
+
+
+def _explain(error: msgspec.ValidationError, plain: Mapping[str, Any]) -> str:
+    """msgspec's words -> the key, what it is and what was expected."""
+    reason, _, where = str(error).partition(" - at `$.")
+    key = where.removesuffix("`")
+    section, _, name = key.partition(".")
+    value = plain.get(section)
+    if name and isinstance(value, dict):
+        value = value.get(name)
+    if not name:
+        keys = ", ".join(_SECTIONS[key].__struct_fields__)
+        return f"`{key}` is {_shape_of(value)}: expected keys below it ({keys}){' or off' * (key == 'disk')}"
+    expects = {setting.key: setting.expects for setting in settings()}[key]
+    if ": " in reason:  # a unit that did not parse explains itself and quotes the value
+        return f"`{key}`: {reason}"
+    return f"`{key}` is {_shape_of(value)}: {'it has no unit: ' * (reason == 'it has no unit')}expected {expects}"
+
+
+def _setting_of(field: msgspec.structs.FieldInfo, prefix: str) -> Iterator[Setting]:
+    for meta in getattr(field.type, "__metadata__", ()):
+        if isinstance(meta, msgspec.Meta) and meta.extra:
+            default = meta.extra.get("default") or _as_written(field.default)
+            yield Setting(prefix + field.name, default, meta.extra["expects"], meta.description or "")
+
+
+def _as_written(value: object) -> str:
+    if value is None:
+        return "auto"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without what a configuration has no use for: a key twice, and merge keys (which can grow without bound)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse before PyYAML lets the last one win."""
+        seen: dict[str, yaml.Mark] = {}
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(problem="merge keys (<<) are not supported", problem_mark=key.start_mark)
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="expected a name before the colon", problem_mark=key.start_mark)
+            if key.value in seen:
+                first = seen[key.value].line + 1
+                problem = f"key `{_shown(key.value)}` is there twice, first on line {first}"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen[key.value] = key.start_mark
+        return super().construct_mapping(node, deep)
+
+
+def _tree_of(raw: bytes, origin: str) -> Mapping[str, object]:
+    """The tree of a YAML document; {} for an empty one."""
+    try:
+        loader = _Loader(raw.decode("utf-8-sig"))
+        node = loader.get_single_node()
+        if node is None or _is_empty(node):
+            return {}
+        tree = loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        problem = ": ".join(part for part in (error.context, error.problem) if part) or "not YAML"
+        raise ConfigError(f"{origin}{place}: {problem}") from error
+    except yaml.reader.ReaderError as error:
+        line = raw.decode("utf-8-sig").count("\n", 0, error.position) + 1
+        raise ConfigError(f"{origin}:{line}: a control character, which YAML does not allow") from error
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{origin}:{line}: not UTF-8 text") from error
+    except RecursionError as error:
+        raise ConfigError(f"{origin}: nested too deeply for a configuration") from error
+    except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML's constructors let these through, for example from 2020-99-99 or `!!int ""`.
+        raise ConfigError(f"{origin}: a value does not fit its YAML type: {str(error)!a}") from error
+    if isinstance(node, yaml.MappingNode) and isinstance(tree, dict):
+        for key, value in node.value:
+            if key.value == "disk" and _is_empty(value):
+                tree["disk"] = {}  # every key below it commented out means the defaults; an explicit null means off
+    return cast("Mapping[str, object]", tree)
+
+
+def _is_empty(node: yaml.Node) -> bool:
+    """Whether nothing at all is written there, which YAML reads as null."""
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null" and not node.value
+
+
+def _shape_of(value: object) -> str:
+    """A value for an error message: bounded, printable, whatever it is."""
+    if isinstance(value, Mapping):
+        return "a group of keys"
+    if isinstance(value, (list, tuple, set)):
+        return "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "empty", True: "true", False: "false"}[value]
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return "a huge number"
+    text = ascii(value) if isinstance(value, (str, int, float)) else type(value).__name__
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _shown(name: object) -> str:
+    text = name if isinstance(name, str) and name.isprintable() else _shape_of(name) if name is not None else "null"
+    return text if len(text) <= 200 else text[:197] + "..."
