@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 from kvtier.observe.stats import Gauges, Stats
 from kvtier.types import Miss, Source
+from kvtier.units import format_bytes
 
 _NONE = "n/a"  # keeps the columns where a number has no meaning yet
 _STOP_TIMEOUT_S = 5.0
@@ -112,7 +113,7 @@ class HitLog:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin printing. Does nothing when off or begun already."""
+        """Begin printing. Does nothing when off or begun already; not to be called after `stop`."""
         if self._every_s > 0 and self._thread is None:
             self._thread = threading.Thread(target=self._run, name="kvtier-log", daemon=True)
             self._thread.start()
@@ -194,24 +195,9 @@ def _count(number: int) -> str:
     return f"{scaled:.0f}P"
 
 
-_BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-
-
 def _size(n_bytes: int) -> str:
-    power = _binary_power(n_bytes)
-    return _decimals(n_bytes / 1024**power) + _BINARY[power] if n_bytes else "0"
+    return format_bytes(n_bytes).replace(" ", "")  # one word a number, for grep and awk
 
 
 def _fill(used_bytes: int, capacity_bytes: int) -> str:
-    if capacity_bytes <= 0:
-        return "off"
-    power = _binary_power(capacity_bytes)
-    return f"{_decimals(used_bytes / 1024**power)}/{_decimals(capacity_bytes / 1024**power)}{_BINARY[power]}"
-
-
-def _binary_power(n_bytes: int) -> int:
-    """Index of the largest unit of which `n_bytes` are at least one, after rounding."""
-    power = 0
-    while power + 1 < len(_BINARY) and round(n_bytes / 1024**power) >= 1024:
-        power += 1
-    return power
+    return f"{_size(used_bytes)}/{_size(capacity_bytes)}" if capacity_bytes else "off"
