@@ -9,38 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-NETWORK_FS: Final = frozenset(
-    # fmt: off
-    {
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "coda",
-        "fuse.ceph",
-        "fuse.gcsfuse",
-        "fuse.glusterfs",
-        "fuse.juicefs",
-        "fuse.s3fs",
-        "fuse.sshfs",
-        "gfs2",
-        "glusterfs",
-        "gpfs",
-        "lustre",
-        "nfs",
-        "nfs4",
-        "ocfs2",
-        "orangefs",
-        "smb3",
-        "smbfs",
-        "wekafs",
-    }
-    # fmt: on
+_NETWORK_FS: Final = re.compile(
+    r"9p|afs|beegfs|ceph|cifs|fuse\..+|gfs2|glusterfs|gpfs|lustre|nfs\d?|ocfs2|orangefs|smb\d?|smbfs|wekafs"
 )
-MEMORY_FS: Final = frozenset({"tmpfs", "ramfs", "devtmpfs"})
-LAYER_FS: Final = frozenset({"overlay", "aufs", "fuse.fuse-overlayfs"})
-
+_MEMORY_FS: Final = re.compile(r"tmpfs|ramfs|devtmpfs")
+_LAYER_FS: Final = re.compile(r"overlay|aufs|fuse\.fuse-overlayfs")
 _CAP_IPC_LOCK: Final = 1 << 14
 _UNLIMITED: Final = 1 << 60  # cgroup v1 says "no limit" with a number near 2^63
 _ROOT: Final = Path("/")
@@ -87,6 +60,21 @@ class DiskSpace:
     held_bytes: int  # what files below `path` occupy already
     fs_type: str  # as the kernel names it: "ext4", "nfs4", "tmpfs"; "" when it cannot be told
     writable: bool  # this user can create the directory, or files in it
+
+    @property
+    def is_memory(self) -> bool:
+        """It lives in RAM and is gone after a restart of the machine."""
+        return bool(_MEMORY_FS.fullmatch(self.fs_type))
+
+    @property
+    def is_layer(self) -> bool:
+        """It is the writable layer of a container and is gone with it."""
+        return bool(_LAYER_FS.fullmatch(self.fs_type))
+
+    @property
+    def is_network(self) -> bool:
+        """Its files are on another machine, or behind a program: mapping and locking them is slow or unsafe."""
+        return not self.is_layer and bool(_NETWORK_FS.fullmatch(self.fs_type))
 
     @classmethod
     def at(cls, path: Path, root: Path = _ROOT) -> Self:
