@@ -9,7 +9,8 @@ from typing import NamedTuple, NewType
 ChunkKey = NewType("ChunkKey", bytes)
 """Content address of one chunk: `NAMESPACE_BYTES` of namespace digest, then the engine's chained chunk hash.
 
-Two chunks have equal keys only if they hold the KV of the same token prefix, made by the same weights in the same layout.
+Two chunks have equal keys only if they hold the KV of the same token prefix, made by the same weights in the same
+layout.
 """
 
 NAMESPACE_BYTES = 16
@@ -41,7 +42,7 @@ class Miss(IntEnum):
     GATE = 2  # there, but loading it was judged not worth it, or no room to load it into
     CORRUPT = 3  # there, but did not verify; dropped
     LOAD_FAILED = 4  # there, but reading it or copying it to the device failed
-    FOREIGN = 5  # the same tokens are stored under another namespace (other weights, dtype, layout, parallel shape, epoch)
+    FOREIGN = 5  # the same tokens are stored under another namespace (other weights, dtype, layout, parallelism, epoch)
 
 
 class Source(IntEnum):
