@@ -162,7 +162,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def to_tree(self) -> dict[str, object]:
         """A dict of dicts and plain scalars that `parse` turns into an equal Config, in any process, through JSON."""
-        return cast("dict[str, object]", msgspec.to_builtins(self, enc_hook=str))
+        tree = cast("dict[str, dict[str, object]]", msgspec.to_builtins(self, enc_hook=str))
+        if self.chunk.tokens is None:
+            tree["chunk"]["tokens"] = "auto"
+        return cast("dict[str, object]", tree)
 
 
 class Setting(NamedTuple):
