@@ -184,8 +184,8 @@ def _of_host(report: Report, device_cache_bytes: int | None) -> Iterator[str]:
     if machine.has_gpu and machine.memlock_bytes is not None and machine.memlock_bytes < n_bytes:
         yield (
             f"RLIMIT_MEMLOCK is {format_bytes(machine.memlock_bytes)}: where the driver respects it, {size} of host "
-            "RAM cannot be pinned and copies are slow: `ulimit -l unlimited` (systemd: LimitMEMLOCK=infinity, container: "
-            "--ulimit memlock=-1)"
+            "RAM cannot be pinned and copies are slow: `ulimit -l unlimited` (systemd: LimitMEMLOCK=infinity, "
+            "container: --ulimit memlock=-1)"
         )
     if device_cache_bytes is not None and n_bytes < _HOST_PER_DEVICE * device_cache_bytes:
         enough = format_bytes(_HOST_PER_DEVICE * device_cache_bytes)
