@@ -154,7 +154,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     host: Host = msgspec.field(default_factory=Host)
     disk: Annotated[
         Disk | None,
-        _key("The disk tier: the keys below it, or `off`.", "keys below it or off", default="on"),
+        _key("`off`: no disk tier. `on`, or the keys below it: a disk tier.", "keys below it, on or off", default="on"),
     ] = msgspec.field(default_factory=Disk)
     chunk: Chunk = msgspec.field(default_factory=Chunk)
     offload: Offload = msgspec.field(default_factory=Offload)
@@ -213,7 +213,8 @@ def parse(tree: Mapping[str, object], *, origin: str = "configuration", folder: 
     """Check a tree as YAML or JSON gives it, or as `Config.to_tree` made it.
 
     `origin` begins every error message; relative paths start at `folder` (default: the working directory). `disk` as
-    null, false or "off" switches the tier off; any other section as null means its defaults. Raises ConfigError.
+    null, false or "off" switches the tier off, true or "on" means its defaults, and so does null for any other section.
+    Raises ConfigError.
     """
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{origin}: expected keys and values, got {_shape_of(tree)}")
@@ -238,7 +239,7 @@ def _plain(tree: Mapping[str, object]) -> dict[str, Any]:
     for name, section in tree.items():
         if name == "disk" and (section is None or section is False or section == "off"):
             plain[name] = None
-        elif section is None and name in _SECTIONS:
+        elif (section is None and name in _SECTIONS) or (name == "disk" and (section is True or section == "on")):
             plain[name] = {}
         else:
             plain[name] = dict(section) if isinstance(section, Mapping) else section
@@ -312,7 +313,7 @@ def _explain(error: msgspec.ValidationError, plain: Mapping[str, Any]) -> str:
         value = value.get(name)
     if not name:
         keys = ", ".join(_SECTIONS[key].__struct_fields__)
-        return f"`{key}` is {_shape_of(value)}: expected keys below it ({keys}){' or off' * (key == 'disk')}"
+        return f"`{key}` is {_shape_of(value)}: expected keys below it ({keys}){', on or off' * (key == 'disk')}"
     expects = {setting.key: setting.expects for setting in settings()}[key]
     if ": " in reason:  # a unit that did not parse explains itself and quotes the value
         return f"`{key}`: {reason}"
