@@ -1,0 +1,199 @@
+"""Composition root: configuration and the engine's host pool -> a running cache. Only this module names concretes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from typing import TYPE_CHECKING
+
+from kvtier.cache import TieredCache
+from kvtier.codec.raw import Raw
+from kvtier.codec.registry import codec_for
+from kvtier.epoch import Epoch
+from kvtier.errors import KvtierError, StoreError
+from kvtier.machine import DiskSpace
+from kvtier.observe.hitlog import HitLog
+from kvtier.observe.rate import PrefillRate
+from kvtier.policy.slru import Slru
+from kvtier.sizing import disk_bytes
+from kvtier.store.lmdb import LmdbStore
+from kvtier.tiers.disk import DiskTier
+from kvtier.tiers.host import HostTier
+from kvtier.transfer.mover import Mover
+from kvtier.transfer.slots import Slots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from kvtier.config import Config, Disk
+    from kvtier.keys import Namespace
+    from kvtier.store.base import Store
+    from kvtier.types import Geometry
+
+NAMESPACES = "namespaces"
+LOCK = "engine.lock"
+
+
+class Kvtier:
+    """One engine's cache with its threads. Made by `build`; `stop` ends it."""
+
+    def __init__(self, cache: TieredCache, epoch: Epoch, namespace: Namespace) -> None:
+        self.cache = cache
+        self.prefill_rate = PrefillRate()
+        self.last_engine_call_s = time.monotonic()
+        self._epoch = epoch
+        self._namespace = namespace
+        self._on_stop: list[Callable[[], None]] = []
+
+    @property
+    def family(self) -> bytes:
+        """First bytes of every key of this engine until the next reset."""
+        return self._namespace.family(self._epoch.name)
+
+    def reset(self) -> None:
+        """The weights may have changed: begin a new epoch. Scheduler thread; writes one small file."""
+        self._epoch.bump()
+        self.cache.reset(self.family)
+
+    def stop(self) -> None:
+        """End all threads; no slot is touched afterwards."""
+        while self._on_stop:
+            self._on_stop.pop()()
+
+
+def build(
+    config: Config,
+    geometry: Geometry,
+    pool: memoryview,
+    namespace: Namespace,
+    *,
+    report: Callable[[str], None],
+    emit: Callable[[str], None],
+    sub_folder: str = "",
+    disk_share: int = 1,
+) -> Kvtier:
+    """Open the tiers of one engine over its host pool and start the threads.
+
+    A disk tier that cannot be opened is left out with one line to `report`; the engine runs without. `emit` gets the
+    hit-rate log lines. With `disk_share` engines under one configuration each takes its part of the disk capacity, in
+    its own `sub_folder`. Called once, on the engine's main thread; may take as long as reading the store's index.
+    """
+    slots = Slots(pool, geometry.chunk_bytes)
+    host = HostTier(slots.n, geometry.chunk_bytes, Slru(slots.n))
+    store: Store | None = None
+    folder: Path | None = None
+    close_store: Callable[[], None] = _nothing
+    if config.disk is not None:
+        folder = config.disk.path / sub_folder if sub_folder else config.disk.path
+        try:
+            store, close_store = _open_store(config, config.disk, folder, disk_share, report)
+        except (KvtierError, OSError) as error:
+            report(f"disk tier is off, the engine runs without it: {error}")
+            folder = None
+    epoch = Epoch(folder / NAMESPACES if folder is not None else None, namespace)
+    if folder is not None and not epoch.persistent:
+        report(f"{folder / NAMESPACES} cannot be written: what is stored now will not be found after a restart")
+
+    if store is None or config.disk is None:
+        cache = TieredCache(
+            host,
+            None,
+            clock=time.monotonic,
+            submit_promotion=_nothing,
+            wake_spiller=_nothing,
+            delete_frame=_nothing,
+            write_behind_after_s=None,
+        )
+        kvtier = Kvtier(cache, epoch, namespace)
+    else:
+        kvtier = _with_disk(
+            disk_config=config.disk,
+            geometry=geometry,
+            slots=slots,
+            host=host,
+            store=store,
+            epoch=epoch,
+            namespace=namespace,
+            report=report,
+        )
+        kvtier._on_stop.insert(0, close_store)  # noqa: SLF001 - this module is the class's constructor
+
+    log = HitLog(
+        lambda: (kvtier.cache.stats.copy(), kvtier.cache.gauges(kvtier.prefill_rate.tokens_per_s)),
+        every_s=config.log.every_s,
+        json=config.log.json,
+        emit=emit,
+    )
+    log.start()
+    kvtier._on_stop.append(log.stop)  # noqa: SLF001
+    return kvtier
+
+
+def _with_disk(
+    *,
+    disk_config: Disk,
+    geometry: Geometry,
+    slots: Slots,
+    host: HostTier,
+    store: Store,
+    epoch: Epoch,
+    namespace: Namespace,
+    report: Callable[[str], None],
+) -> Kvtier:
+    mover = Mover(
+        slots,
+        store,
+        Raw() if disk_config.codec == "raw" else codec_for(geometry.dtype),
+        n_promote_threads=disk_config.promote_threads,
+        poll_s=max(0.05, disk_config.write_behind_after_s / 4),
+        sync_every_s=disk_config.sync_every_s,
+        report=report,
+    )
+    disk = DiskTier(store.n_shards, store.shard_bytes, store.frame_cost, Slru(1))
+    disk.set_family(namespace.family(epoch.name))
+    for shard, key in disk.load(store.scan()):
+        mover.delete(shard, key)
+    cache = TieredCache(
+        host,
+        disk,
+        clock=time.monotonic,
+        submit_promotion=mover.submit_promotion,
+        wake_spiller=mover.wake_spiller,
+        delete_frame=mover.delete,
+        write_behind_after_s=disk_config.write_behind_after_s if disk_config.write == "ahead" else None,
+    )
+    kvtier = Kvtier(cache, epoch, namespace)
+    mover.start(cache, lambda: kvtier.last_engine_call_s)
+    kvtier._on_stop.append(mover.stop)  # noqa: SLF001
+    return kvtier
+
+
+def _open_store(
+    config: Config, disk: Disk, folder: Path, disk_share: int, report: Callable[[str], None]
+) -> tuple[Store, Callable[[], None]]:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise StoreError(f"{folder} is in use by another engine; give each engine its own disk.path") from None
+    try:
+        store = LmdbStore.open(folder, disk_bytes(config, DiskSpace.at(disk.path)) // disk_share)
+    except BaseException:
+        os.close(lock)
+        raise
+    for notice in store.notices:
+        report(notice)
+
+    def close() -> None:
+        store.close()
+        os.close(lock)
+
+    return store, close
+
+
+def _nothing(*_: object) -> None:
+    return None

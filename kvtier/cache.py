@@ -1,0 +1,498 @@
+"""TieredCache: the one orchestrator. Says what is where, who leaves, and what to move; moves nothing itself.
+
+Scheduler-thread calls (lookup, begin_*, end_*, close_chain, step_ended) are dictionary work under one short lock.
+Transfer threads take work (next_spills, place) and report back (promoted, spilled) under the same lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvtier.observe.stats import Gauges, Stats
+from kvtier.residency import Chain, Placement, Promotion, Resident, State
+from kvtier.types import Lookup, Miss, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from kvtier.tiers.disk import DiskTier
+    from kvtier.tiers.host import HostTier
+    from kvtier.types import ChunkKey
+
+PINNED_SHARE = 0.875
+"""Promotions may not pin more of the host pool than this: the rest keeps taking stores."""
+
+CLEAN_SHARE = 0.125
+"""Share of the host pool that is kept free or clean at the cold end, so that an eviction never has to wait."""
+
+MAX_SPILL_SCAN = 1024
+"""Residents the spiller looks at per call; bounds the time the lock is held to about 0.1 ms."""
+
+QUARANTINE_STEPS = 16
+"""Engine steps after a reset until copies that were in flight have surely ended (pipeline depth included)."""
+
+PROMISE_STEPS = 256
+"""Engine steps after which promises of a request that is not looked up any more are taken back."""
+
+MAX_SPILL_FAILURES = 3
+"""After so many failed writes a chunk stays in host only."""
+
+
+class Offload(NamedTuple):
+    """What the engine is to copy down: `keys[i]` into `slots[i]`."""
+
+    keys: list[ChunkKey]
+    slots: list[int]
+
+
+class TieredCache:
+    """Lookup, touch, spill, promote, evict over a host tier and, where there is one, a disk tier."""
+
+    def __init__(
+        self,
+        host: HostTier,
+        disk: DiskTier | None,
+        *,
+        clock: Callable[[], float],
+        submit_promotion: Callable[[Promotion], None],
+        wake_spiller: Callable[[], None],
+        delete_frame: Callable[[int, ChunkKey], None],
+        write_behind_after_s: float | None,
+    ) -> None:
+        """Orchestrate `host` and `disk`.
+
+        `clock` gives seconds, any origin. `submit_promotion`, `wake_spiller` and `delete_frame` hand work to transfer
+        threads; they are called under the lock and must not block. Without `write_behind_after_s` only the cold end spills.
+        """
+        self.stats = Stats()
+        self.host = host
+        self.disk = disk
+        self.disk_readable = True  # switched by the transfer threads' circuit breaker
+        self.disk_writable = True
+        self._clock = clock
+        self._submit_promotion = submit_promotion
+        self._wake_spiller = wake_spiller
+        self._delete_frame = delete_frame
+        self._write_behind_after_s = write_behind_after_s
+        self._lock = threading.Lock()
+        self._chains: set[Chain] = set()
+        self._dirty: dict[ChunkKey, Resident] = {}  # oldest first
+        self._quarantine: list[tuple[int, Resident]] = []
+        self._step = 0
+        self._n_promised = 0  # residents with at least one promise
+        self._n_promoting = 0
+        self._max_promised = int(host.n_slots * PINNED_SHARE)
+        self._min_clean = max(1, int(host.n_slots * CLEAN_SHARE))
+
+    # ---- scheduler thread -------------------------------------------------------------------------------------------
+
+    def open_chain(self) -> Chain:
+        """A request arrived. Close the chain when it has ended, whatever became of it."""
+        chain = Chain()
+        with self._lock:
+            self._chains.add(chain)
+        return chain
+
+    def lookup(self, chain: Chain, key: ChunkKey) -> Lookup:
+        """Where is `key`?
+
+        HIT and PENDING promise it to `chain`: it stays until begin_onload, close_chain, or the request is not looked up
+        any more for PROMISE_STEPS. A chunk on disk starts its promotion here, if a slot can be had; otherwise MISS, so
+        that a prefix longer than the pool yields its longest loadable head.
+        """
+        with self._lock:
+            chain.seen_step = self._step
+            resident = self.host.get(key)
+            if resident is None:
+                return self._lookup_disk(chain, key)
+            if key not in chain.promises:
+                self._promise(chain, resident)
+                chain.sources.setdefault(key, Source.HOST)
+                if resident.state is not State.READY:
+                    self._wait_for(chain, resident)
+            return Lookup.HIT if resident.state is State.READY else Lookup.PENDING
+
+    def begin_walk(self, chain: Chain) -> bool:
+        """The engine is about to ask for the keys of `chain` from the head; False if promotions are under way still."""
+        chain.seen_step = self._step
+        if chain.pending:
+            return False
+        chain.miss = None
+        return True
+
+    def begin_onload(self, chain: Chain, keys: Sequence[ChunkKey]) -> list[int] | None:
+        """Slots of `keys`, all HIT before, pinned until end_onload. None if one is gone, which is a caller's bug.
+
+        Takes back the chain's promises and counts one use of each key.
+        """
+        with self._lock:
+            residents = [self.host.get(key) for key in keys]
+            slots = [r.slot for r in residents if r is not None and r.state is State.READY]
+            if len(slots) != len(keys):
+                self._unpromise_all(chain)
+                return None
+            for resident in residents:
+                assert resident is not None
+                resident.onloads += 1
+            self._use(chain, keys)
+            self.stats.onload_bytes += len(slots) * self.host.chunk_bytes
+            self._unpromise_all(chain)
+            return slots
+
+    def end_onload(self, keys: Sequence[ChunkKey], *, failed: bool = False) -> None:
+        """The copies that begin_onload announced have ended. A failed one drops its chunks from all tiers."""
+        with self._lock:
+            for key in keys:
+                resident = self.host.get(key)
+                if resident is not None and resident.onloads:  # else a reset came between; the quarantine has it
+                    resident.onloads -= 1
+                if failed:
+                    # From everywhere: the retry must not find what failed, or it would fail for ever.
+                    self.stats.load_errors += 1
+                    self._forget_host(key)
+                    self._forget_disk(key)
+
+    def begin_offload(self, chain: Chain, keys: Sequence[ChunkKey]) -> Offload:
+        """The engine has computed `keys`, head first: which to copy down, and where.
+
+        Keys already here count one use. What is left out for lack of slots is the tail, and counted as refused.
+        """
+        with self._lock:
+            absent = [key for key in keys if key not in self.host]
+            self._use(chain, keys)
+            out = Offload([], [])
+            for key in absent:
+                if not self._make_room(chain):
+                    self.stats.store_refused_chunks += 1
+                    continue
+                out.keys.append(key)
+                out.slots.append(self.host.place(key, State.WRITING, 0.0).slot)
+            return out
+
+    def end_offload(self, keys: Sequence[ChunkKey], *, failed: bool = False) -> None:
+        """The copies that begin_offload announced have landed, or failed: then their slots hold nothing."""
+        now = self._clock()
+        with self._lock:
+            for key in keys:
+                resident = self.host.get(key)
+                if resident is None or resident.state is not State.WRITING:
+                    continue  # a reset came between
+                if failed:
+                    self._ready(resident, now)
+                    self._forget_host(key)
+                    continue
+                self.stats.offloaded_chunks += 1
+                self.stats.offload_bytes += self.host.chunk_bytes
+                self._ready(resident, now)
+                if self.disk is not None and key not in self.disk:
+                    resident.dirty = True  # so a spill's key is never on disk already: one key, one frame
+                    self._dirty[key] = resident
+            if self._dirty:
+                self._wake_spiller()
+
+    def close_chain(self, chain: Chain) -> None:
+        """The request has ended: take back its promises and leave its chain head hottest."""
+        with self._lock:
+            self._unpromise_all(chain)
+            self._chains.discard(chain)
+            for key in reversed(chain.used):
+                if key in self.host:
+                    self.host.policy.refresh(key)
+            if self.disk is not None:
+                for key in reversed(chain.promoted):
+                    if key in self.disk:
+                        self.disk.policy.refresh(key)
+
+    def step_ended(self) -> None:
+        """One engine step was scheduled. Releases what only had to outlive a number of steps."""
+        self._step += 1
+        if self._step & 63 and not self._quarantine:
+            return
+        with self._lock:
+            while self._quarantine and self._quarantine[0][0] <= self._step:
+                resident = self._quarantine.pop(0)[1]
+                resident.state, resident.onloads = State.READY, 0
+                self.host.release(resident)
+            for chain in self._chains:
+                if chain.promises and chain.seen_step + PROMISE_STEPS < self._step:
+                    self._unpromise_all(chain)
+
+    def reset(self, family: bytes) -> None:
+        """The engine's weights may have changed: nothing stored so far may be found again; `family` begins new keys."""
+        with self._lock:
+            for chain in self._chains:
+                self._unpromise_all(chain)
+                chain.pending = 0
+            for resident in list(self.host.residents()):
+                if resident.state is State.WRITING or resident.onloads:
+                    # The engine's copies are still under way and nobody will say when they end.
+                    self._quarantine.append((self._step + QUARANTINE_STEPS, resident))
+                resident.waiters.clear()
+                self.host.drop(resident.key)
+            self._dirty.clear()
+            if self.disk is not None:
+                self.disk.set_family(family)
+
+    def count_request(self, chain: Chain, asked: int, device: int, host: int, disk: int) -> None:
+        """A request was admitted: tokens `asked`, and those of them that each source had."""
+        with self._lock:
+            stats = self.stats
+            stats.requests += 1
+            stats.asked_tokens += asked
+            for source, n_tokens in zip(Source, (device, host, disk), strict=True):
+                stats.hit_tokens[source] += n_tokens
+            stats.miss_tokens[Miss.NEW if chain.miss is None else chain.miss] += asked - device - host - disk
+
+    # ---- transfer threads -------------------------------------------------------------------------------------------
+
+    def promoted(self, job: Promotion, failure: Miss | None) -> None:
+        """A promotion ended. After a failure the chunk is in no tier, so that the next lookup recomputes it."""
+        now = self._clock()
+        with self._lock:
+            resident = job.resident
+            job.frame.pins -= 1
+            self._n_promoting -= 1
+            if failure is None:
+                self.stats.promoted_chunks += 1
+                self.stats.promote_raw_bytes += self.host.chunk_bytes
+                self.stats.promote_stored_bytes += job.frame.n_bytes
+                self._ready(resident, now)
+                self.host.release(resident)
+                return
+            self.stats.corrupt_frames += failure is Miss.CORRUPT
+            self.stats.foreign_frames += failure is Miss.FOREIGN
+            self.stats.load_errors += failure is Miss.LOAD_FAILED
+            resident.state = State.READY
+            for chain in resident.waiters:
+                chain.failures[resident.key] = failure
+                chain.pending -= 1
+                if chain.promises.pop(resident.key, None) is not None:
+                    self._unpromise(resident)
+            resident.waiters.clear()
+            if self.disk is not None and self.disk.get(resident.key) is job.frame:
+                self._forget_disk(resident.key)
+            if resident.detached:
+                self.host.release(resident)
+            else:
+                self.host.drop(resident.key)
+
+    def next_spills(self, max_chunks: int, *, idle: bool) -> list[Resident]:
+        """Dirty chunks to write now, pinned until `spilled`: first the cold end, then what has rested long enough.
+
+        A busy engine's chunks rest ten times as long: idle time is cheaper.
+        """
+        if self.disk is None or not self.disk_writable or not self._dirty:
+            return []
+        now = self._clock()
+        with self._lock:
+            chosen = self._cold_dirty(max_chunks)
+            if self._write_behind_after_s is not None:
+                due = now - self._write_behind_after_s * (1 if idle else 10)
+                for resident in self._dirty.values():
+                    if len(chosen) >= max_chunks or resident.since_s > due:
+                        break
+                    if not resident.spilling:
+                        resident.spilling = True
+                        chosen.append(resident)
+            return chosen
+
+    def place(self, key: ChunkKey, n_bytes: int) -> Placement | None:
+        """Room on disk for the sealed frame of a spill; the evicted are to be deleted before or with the write."""
+        with self._lock:
+            assert self.disk is not None
+            placement = self.disk.place(key, n_bytes)
+            if placement is not None:
+                self.stats.disk_evicted_chunks += len(placement.evicted)
+            return placement
+
+    def spilled(self, resident: Resident, placement: Placement | None, *, ok: bool, full: bool = False) -> None:
+        """The write of a spill ended; `full` if the shard had less room than it was thought to have."""
+        with self._lock:
+            assert self.disk is not None
+            resident.spilling = False
+            current = placement is not None and self.disk.get(resident.key) is placement.frame
+            if ok and placement is not None:
+                if current:
+                    self.disk.committed(placement.frame)
+                self.stats.spilled_chunks += 1
+                self.stats.spill_raw_bytes += self.host.chunk_bytes
+                self.stats.spill_stored_bytes += placement.frame.n_bytes
+                self._clean(resident)
+            else:
+                self.stats.spill_failed_chunks += 1
+                resident.spill_failures += 1
+                if current:
+                    self.disk.drop(resident.key)
+                if full and placement is not None:
+                    self.disk.shard_full(placement.frame.shard)
+                if resident.spill_failures >= MAX_SPILL_FAILURES:
+                    self._clean(resident)
+            self.host.release(resident)
+
+    def n_dirty(self) -> int:
+        """Chunks in host that are not on disk."""
+        return len(self._dirty)
+
+    def gauges(self, prefill_tokens_per_s: float) -> Gauges:
+        """The state now; called by whoever prints it."""
+        with self._lock:
+            disk = self.disk
+            return Gauges(
+                host_used_bytes=self.host.used_bytes,
+                host_capacity_bytes=self.host.capacity_bytes,
+                disk_used_bytes=disk.used_bytes if disk else 0,
+                disk_capacity_bytes=disk.capacity_bytes if disk else 0,
+                disk_raw_bytes=len(disk) * self.host.chunk_bytes if disk else 0,
+                disk_stored_bytes=disk.frame_bytes if disk else 0,
+                spill_backlog=len(self._dirty),
+                promote_backlog=self._n_promoting,
+                prefill_tokens_per_s=prefill_tokens_per_s,
+                disk_on=disk is not None and self.disk_readable,
+            )
+
+    def check(self) -> None:
+        """Raise AssertionError if an invariant is broken."""
+        with self._lock:
+            self.host.check()
+            if self.disk is not None:
+                self.disk.check()
+            promised: dict[int, int] = {}
+            for chain in self._chains:
+                for resident in chain.promises.values():
+                    promised[id(resident)] = promised.get(id(resident), 0) + 1
+            for resident in self.host.residents():
+                assert resident.promised == promised.get(id(resident), 0)
+                assert resident.dirty == (resident.key in self._dirty)
+                assert not resident.dirty or resident.state is State.READY
+            assert self._n_promised == len(promised)
+            assert self._n_promoting >= 0
+
+    # ---- under the lock ---------------------------------------------------------------------------------------------
+
+    def _lookup_disk(self, chain: Chain, key: ChunkKey) -> Lookup:
+        disk = self.disk
+        frame = disk.get(key) if disk is not None else None
+        if disk is None or frame is None or not frame.ready:
+            return self._miss(chain, key)
+        if not self.disk_readable:
+            return self._miss(chain, key, Miss.LOAD_FAILED)
+        if self._n_promised >= self._max_promised or not self._make_room(chain):
+            return self._miss(chain, key, Miss.GATE)
+        resident = self.host.place(key, State.PROMOTING, 0.0)
+        frame.pins += 1
+        disk.touch(key)
+        self._n_promoting += 1
+        self._promise(chain, resident)
+        self._wait_for(chain, resident)
+        chain.sources[key] = Source.DISK
+        chain.promoted.append(key)
+        chain.used[key] = None  # entering the tier is this request's use of it
+        self._submit_promotion(Promotion(resident, frame))
+        return Lookup.PENDING
+
+    def _miss(self, chain: Chain, key: ChunkKey, reason: Miss | None = None) -> Lookup:
+        if chain.miss is None:
+            if reason is None:
+                reason = chain.failures.get(key)
+            if reason is None:
+                reason = self._why_absent(key)
+            chain.miss = reason
+        return Lookup.MISS
+
+    def _why_absent(self, key: ChunkKey) -> Miss:
+        if self.host.remembers(key):
+            return Miss.EVICTED
+        if self.disk is not None:
+            if self.disk.remembers(key):
+                return Miss.EVICTED
+            if self.disk.has_foreign(key):
+                return Miss.FOREIGN
+        return Miss.NEW
+
+    def _make_room(self, chain: Chain) -> bool:
+        """Have a free slot, evicting if need be, but never a chunk of the asking chain."""
+        if self.host.n_free:
+            return True
+        victim = self.host.choose_victim(chain.used)
+        if victim is None:
+            return False
+        self.stats.host_evicted_chunks += 1
+        if victim.dirty:
+            self.stats.host_dropped_chunks += 1
+            del self._dirty[victim.key]
+        self.host.evict(victim)
+        return True
+
+    def _use(self, chain: Chain, keys: Sequence[ChunkKey]) -> None:
+        """Count one use per request of each of `keys`, given head first, touching the tail first."""
+        fresh = [key for key in keys if key not in chain.used]
+        chain.used.update(dict.fromkeys(fresh))
+        for key in reversed(fresh):
+            if key in self.host:
+                self.host.touch(key)
+
+    def _promise(self, chain: Chain, resident: Resident) -> None:
+        chain.promises[resident.key] = resident
+        resident.promised += 1
+        self._n_promised += resident.promised == 1
+
+    def _unpromise(self, resident: Resident) -> None:
+        resident.promised -= 1
+        self._n_promised -= resident.promised == 0
+        self.host.release(resident)
+
+    def _unpromise_all(self, chain: Chain) -> None:
+        for resident in chain.promises.values():
+            if chain in resident.waiters:
+                resident.waiters.remove(chain)
+                chain.pending -= 1
+            self._unpromise(resident)
+        chain.promises.clear()
+
+    @staticmethod
+    def _wait_for(chain: Chain, resident: Resident) -> None:
+        resident.waiters.append(chain)
+        chain.pending += 1
+
+    @staticmethod
+    def _ready(resident: Resident, now_s: float) -> None:
+        resident.state = State.READY
+        resident.since_s = now_s
+        for chain in resident.waiters:
+            chain.pending -= 1
+        resident.waiters.clear()
+
+    def _clean(self, resident: Resident) -> None:
+        resident.dirty = False
+        if self._dirty.get(resident.key) is resident:
+            del self._dirty[resident.key]
+
+    def _forget_host(self, key: ChunkKey) -> None:
+        resident = self.host.get(key)
+        if resident is not None:
+            for chain in self._chains:
+                if chain.promises.pop(key, None) is not None:
+                    self._unpromise(resident)
+            self._clean(resident)
+            self.host.drop(key)
+
+    def _forget_disk(self, key: ChunkKey) -> None:
+        frame = self.disk.get(key) if self.disk is not None else None
+        if self.disk is not None and frame is not None:
+            self.disk.drop(key)
+            self._delete_frame(frame.shard, key)
+
+    def _cold_dirty(self, max_chunks: int) -> list[Resident]:
+        """The coldest dirty chunks, until `_min_clean` slots are free or clean at the cold end."""
+        chosen: list[Resident] = []
+        clean = self.host.n_free
+        for scanned, resident in enumerate(self.host.coldest()):
+            if clean >= self._min_clean or len(chosen) >= max_chunks or scanned == MAX_SPILL_SCAN:
+                break
+            if resident.dirty and not resident.spilling:
+                resident.spilling = True
+                chosen.append(resident)
+            if not resident.pinned or resident.spilling:
+                clean += 1
+        return chosen

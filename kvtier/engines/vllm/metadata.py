@@ -1,0 +1,32 @@
+"""What scheduler and workers tell each other beyond vLLM's own messages: loads and stores that failed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingWorkerMetadata
+from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
+
+
+class ImpossibleLoadSpec(CPULoadStoreSpec):
+    """Stands for a load whose chunks are gone: the worker reports it as failed, and the engine recomputes."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+
+@dataclass
+class KVTierWorkerMetadata(OffloadingWorkerMetadata):
+    """Completed jobs of one worker, and which of them failed."""
+
+    failed_jobs: set[int] = field(default_factory=set)
+
+    def aggregate(self, other: Any) -> KVTierWorkerMetadata:
+        """Sum two workers' reports: a job failed if it failed on any of them."""
+        merged = super().aggregate(other)
+        return KVTierWorkerMetadata(
+            completed_jobs=merged.completed_jobs,
+            transfer_stats=merged.transfer_stats,
+            failed_jobs=self.failed_jobs | getattr(other, "failed_jobs", set()),
+        )

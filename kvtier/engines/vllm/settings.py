@@ -1,0 +1,61 @@
+"""vLLM's configuration -> kvtier's: finds the YAML tree, and writes what vLLM's offloading classes read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvtier import config as kvtier_config
+from kvtier import sizing
+from kvtier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kvtier.config import Config
+
+
+def settle(vllm_config: Any) -> Config:
+    """Read kvtier's configuration out of `vllm_config` and make vLLM's part of it agree. Idempotent; every process.
+
+    All processes of one engine must come to the same host size, so it depends on what the machine has, never on what is
+    free at the moment.
+    """
+    transfer = vllm_config.kv_transfer_config
+    extra = transfer.kv_connector_extra_config
+    unknown = sorted(set(extra) - _KNOWN)
+    if unknown:
+        raise ConfigError(
+            f"kv_connector_extra_config: unknown key `{unknown[0]}`; kvtier reads `kvtier` (the YAML's content) or "
+            f"`kvtier_config` (its path)"
+        )
+    if "kvtier" in extra:
+        config = kvtier_config.parse(extra["kvtier"], origin="kv_connector_extra_config.kvtier")
+    elif "kvtier_config" in extra:
+        config = kvtier_config.load(Path(extra["kvtier_config"]))
+    else:
+        config = kvtier_config.parse({})
+    extra["kvtier"] = config.to_tree()
+    extra["spec_name"] = "KVTierSpec"
+    extra["spec_module_path"] = "kvtier.engines.vllm.spec"
+    extra["offload_prompt_only"] = not config.offload.generated
+    extra["cpu_bytes_to_use"] = sizing.host_bytes(config, sizing.Machine.here())
+    transfer.kv_load_failure_policy = "recompute"
+    return config
+
+
+_KNOWN = {"kvtier", "kvtier_config", "spec_name", "spec_module_path", "offload_prompt_only", "cpu_bytes_to_use",
+          "blocks_per_chunk"}  # fmt: skip
+
+
+def settle_chunk(vllm_config: Any, kv_cache_config: Any, config: Config) -> None:
+    """Decide how many engine blocks make a chunk, once block size and bytes are known."""
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import (  # noqa: PLC0415
+        build_offloading_config,
+    )
+
+    extra = vllm_config.kv_transfer_config.kv_connector_extra_config
+    extra.pop("blocks_per_chunk", None)
+    offloading = build_offloading_config(vllm_config, kv_cache_config)
+    block_tokens = max(group.tokens_per_block for group in offloading.groups)
+    block_bytes = offloading.worker_kv_bytes_per_block * offloading.parallel.world_size
+    tokens = sizing.chunk_tokens(config, block_tokens=block_tokens, bytes_per_token=max(1, block_bytes // block_tokens))
+    extra["blocks_per_chunk"] = tokens // block_tokens

@@ -1,0 +1,99 @@
+"""KVTierSpec: vLLM's host-pool layout, our manager on the scheduler side and, off CUDA, our copies on the worker's."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm.platforms import current_platform
+from vllm.v1.kv_offload.cpu.gpu_worker import CPUOffloadingWorker
+from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
+from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
+
+from kvtier.engines.vllm import compat
+from kvtier.engines.vllm.host_worker import HostWorker
+from kvtier.engines.vllm.manager import KVTierManager
+from kvtier.engines.vllm.metrics import build_definitions
+from kvtier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_offload.base import (
+        CanonicalKVCaches,
+        OffloadingManager,
+        OffloadingMetricMetadata,
+        OffloadingWorker,
+    )
+
+ENGINE: ContextVar[VllmConfig] = ContextVar("kvtier_vllm_config")
+"""Set by the connector while vLLM builds the spec and its manager: vLLM hands them its OffloadingConfig only."""
+
+
+class KVTierSpec(CPUOffloadingSpec):
+    """Built by vLLM in EngineCore and in every worker."""
+
+    _manager: OffloadingManager | None
+    _worker: OffloadingWorker | None
+
+    @classmethod
+    def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
+        """vLLM's metrics of a host pool, and ours."""
+        return {**super().build_metric_definitions(extra_config), **build_definitions()}
+
+    def get_manager(self) -> OffloadingManager:
+        """Map the region the workers made, and build the manager over it. EngineCore, after all workers have mapped."""
+        if self._manager is None:
+            if self.num_chunks == 0:
+                raise ConfigError(
+                    f"host.capacity: {self.extra_config['cpu_bytes_to_use']} bytes do not hold one chunk of "
+                    f"{self.kv_bytes_per_chunk} bytes; raise host.capacity or lower chunk.tokens"
+                )
+            self._manager = KVTierManager.build(ENGINE.get(), self, self._map_pool())
+        return self._manager
+
+    def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
+        """The worker of this rank, built on first use."""
+        if self._worker is None:
+            self._worker = self.create_worker(kv_caches)
+        return self._worker
+
+    def _uses_shared_region(self) -> bool:
+        """Always: scheduler and workers are different processes on every platform."""
+        return True
+
+    def _map_pool(self) -> memoryview:
+        path = Path(compat.region_path(self.config.engine_id))
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            pool = memoryview(mmap.mmap(fd, self.num_chunks * self.kv_bytes_per_chunk))
+        finally:
+            os.close(fd)
+        path.unlink()
+        return pool
+
+    def create_worker(self, kv_caches: CanonicalKVCaches) -> Any:
+        """Build the worker that copies, over this rank's part of the shared region."""
+        region = SharedOffloadRegion(
+            engine_id=self.config.engine_id,
+            num_chunks=self.num_chunks,
+            rank=0 if self.replicated_layout else self.config.parallel.rank,
+            kv_bytes_per_chunk=self.kv_bytes_per_chunk,
+            cpu_page_size=self.cpu_page_size_per_worker,
+        )
+        # The scheduler unlinks the file once it has mapped it too, so that no way of dying leaves it behind.
+        region._creator = False  # noqa: SLF001
+        try:
+            if current_platform.is_cpu():
+                return HostWorker(kv_caches, self.blocks_per_chunk, region)
+            return CPUOffloadingWorker(
+                kv_caches=kv_caches,
+                blocks_per_chunk=self.blocks_per_chunk,
+                num_cpu_chunks=self.num_chunks,
+                mmap_region=region,
+            )
+        except Exception:
+            region.cleanup()
+            raise

@@ -1,0 +1,36 @@
+"""PrefillRate: tokens per second the engine prefills at, as a moving median. Feeds the estimate of seconds saved."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+MIN_TOKENS = 64
+"""Steps with fewer prefill tokens say more about decoding than about prefill."""
+
+WINDOW = 33
+
+
+class PrefillRate:
+    """Times engine steps. Scheduler thread; `tokens_per_s` may be read from any thread."""
+
+    def __init__(self) -> None:
+        self.tokens_per_s = 0.0  # 0 until measured
+        self._scheduled: deque[tuple[float, int]] = deque()
+        self._rates: deque[float] = deque(maxlen=WINDOW)
+        self._last_output_s = 0.0
+
+    def step_scheduled(self, now_s: float, n_prefill_tokens: int) -> None:
+        """A step was handed to the workers."""
+        self._scheduled.append((now_s, n_prefill_tokens))
+
+    def step_done(self, now_s: float) -> None:
+        """The oldest step still out has come back; where steps overlap, one counts from the end of the one before."""
+        if not self._scheduled:
+            return
+        scheduled_s, n_tokens = self._scheduled.popleft()
+        took_s = now_s - max(scheduled_s, self._last_output_s)
+        self._last_output_s = now_s
+        if n_tokens >= MIN_TOKENS and took_s > 0:
+            self._rates.append(n_tokens / took_s)
+            self.tokens_per_s = median(self._rates)

@@ -1,0 +1,190 @@
+"""DiskTier: which frame lies in which shard of the store, and who leaves when a frame needs room."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvtier.residency import Frame, Placement
+from kvtier.types import chunk_hash_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from kvtier.policy.slru import Slru
+    from kvtier.types import ChunkKey, Record
+
+FAMILY_BYTES = 8
+"""Leading key bytes shared by everything this engine may reuse: one model in one layout, with all its adapters."""
+
+FULL_PENALTY = 0.97
+"""A shard that reports full below its budget gets this share of the budget from then on: fragmentation is real."""
+
+MAX_VICTIM_SCAN = 1024
+"""Frames looked at when making room for one."""
+
+
+class DiskTier:
+    """Index of the store's frames with per-shard accounting; satisfies `Tier`."""
+
+    def __init__(self, n_shards: int, shard_bytes: int, cost_of: Callable[[int], int], policy: Slru) -> None:
+        """Account for `n_shards` of `shard_bytes`; `cost_of` turns a frame's length into bytes taken."""
+        self.policy = policy
+        self.frame_bytes = 0  # stored length of all ready frames
+        self._cost_of = cost_of
+        self._frames: dict[ChunkKey, Frame] = {}
+        self._shard_bytes = shard_bytes
+        self._budget = [shard_bytes] * n_shards
+        self._used = [0] * n_shards
+        self._total_used = 0
+        self._foreign: set[bytes] = set()  # chunk hashes that are here under another family
+        self._family = b""
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all frames, rounding included."""
+        return self._total_used
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes all shards may hold together."""
+        return sum(self._budget)
+
+    def __contains__(self, key: ChunkKey) -> bool:
+        return key in self._frames
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def get(self, key: ChunkKey) -> Frame | None:
+        """The chunk's frame, committed or under way."""
+        return self._frames.get(key)
+
+    def frames(self) -> Iterator[Frame]:
+        """All frames, any order."""
+        return iter(self._frames.values())
+
+    def touch(self, key: ChunkKey) -> None:
+        """The chunk, present, was used again."""
+        self.policy.touch(key)
+
+    def remembers(self, key: ChunkKey) -> bool:
+        """Whether the chunk was evicted from here not too long ago."""
+        return self.policy.remembers(key)
+
+    def has_foreign(self, key: ChunkKey) -> bool:
+        """Whether the same tokens are here under a family that may not be reused."""
+        return chunk_hash_of(key) in self._foreign
+
+    def set_family(self, family: bytes) -> None:
+        """Reuse only keys that begin with `family` from now on; the others stay until room is needed."""
+        self._family = family
+        self._foreign = {chunk_hash_of(key) for key in self._frames if key[:FAMILY_BYTES] != family}
+
+    def load(self, records: Iterable[Record]) -> list[tuple[int, ChunkKey]]:
+        """Take over what a store held when it was opened, oldest coldest and foreign before own.
+
+        Returns `(shard, key)` of duplicates to delete: the same key found in two shards, of which the newer is kept.
+        """
+        ordered = sorted(records, key=lambda r: (r.key[:FAMILY_BYTES] == self._family, r.written_ns))
+        stale: list[tuple[int, ChunkKey]] = []
+        for record in ordered:
+            older = self._frames.get(record.key)
+            if older is not None:
+                stale.append((older.shard, older.key))
+                self.drop(record.key)
+            self._add(Frame(record.key, record.shard, self._cost_of(record.n_bytes), record.n_bytes, ready=True))
+            self.frame_bytes += record.n_bytes
+        self._follow_frame_size()
+        return stale
+
+    def place(self, key: ChunkKey, n_bytes: int) -> Placement | None:
+        """Reserve room for an absent chunk's frame of `n_bytes`, evicting the coldest until one shard has it.
+
+        The evicted have left the index; the caller deletes them from the store before or with the write. None when no
+        room can be made (a frame larger than a shard, or everything cold is being read).
+        """
+        cost = self._cost_of(n_bytes)
+        shard = self._roomiest()
+        evicted: list[tuple[int, ChunkKey]] = []
+        if self._room(shard) < cost:
+            room = [self._room(i) for i in range(len(self._budget))]
+            victims: list[Frame] = []
+            for scanned, candidate in enumerate(self.policy.victims()):
+                if scanned == MAX_VICTIM_SCAN:
+                    break
+                frame = self._frames[candidate]
+                if frame.pins or not frame.ready:
+                    continue
+                victims.append(frame)
+                room[frame.shard] += frame.cost_bytes
+                if room[frame.shard] >= cost:
+                    shard = frame.shard
+                    break
+            if room[shard] < cost:
+                return None
+            # Victims elsewhere would be lost for nothing: only the chosen shard gives up frames.
+            for frame in victims:
+                if frame.shard == shard:
+                    evicted.append((shard, frame.key))
+                    self._remove(frame, evicted=True)
+        placed = Frame(key, shard, cost, n_bytes, ready=False)
+        self._add(placed)
+        return Placement(placed, tuple(evicted))
+
+    def committed(self, frame: Frame) -> None:
+        """The write of a placed frame succeeded: it is readable."""
+        frame.ready = True
+        self.frame_bytes += frame.n_bytes
+        if len(self._frames) & 0xFF == 0:
+            self._follow_frame_size()
+
+    def shard_full(self, shard: int) -> None:
+        """The store had no room where the accounting saw some: expect less of that shard."""
+        floor = self._shard_bytes // 2
+        self._budget[shard] = max(floor, min(int(self._budget[shard] * FULL_PENALTY), self._used[shard]))
+
+    def drop(self, key: ChunkKey) -> None:
+        """Forget the chunk for good."""
+        frame = self._frames.get(key)
+        if frame is not None:
+            self._remove(frame, evicted=False)
+
+    def check(self) -> None:
+        """Raise AssertionError if an invariant is broken."""
+        self.policy.check()
+        used = [0] * len(self._used)
+        for frame in self._frames.values():
+            used[frame.shard] += frame.cost_bytes
+        assert used == self._used
+        assert sum(used) == self._total_used
+        assert len(self.policy) == len(self._frames)
+        assert self.frame_bytes == sum(f.n_bytes for f in self._frames.values() if f.ready)
+
+    def _room(self, shard: int) -> int:
+        return self._budget[shard] - self._used[shard]
+
+    def _roomiest(self) -> int:
+        return max(range(len(self._budget)), key=self._room)
+
+    def _add(self, frame: Frame) -> None:
+        self._frames[frame.key] = frame
+        self._used[frame.shard] += frame.cost_bytes
+        self._total_used += frame.cost_bytes
+        self.policy.insert(frame.key)
+        if frame.key[:FAMILY_BYTES] != self._family:
+            self._foreign.add(chunk_hash_of(frame.key))
+
+    def _remove(self, frame: Frame, *, evicted: bool) -> None:
+        del self._frames[frame.key]
+        self._used[frame.shard] -= frame.cost_bytes
+        self._total_used -= frame.cost_bytes
+        if frame.ready:
+            self.frame_bytes -= frame.n_bytes
+        self.policy.remove(frame.key, evicted=evicted)
+        if frame.key[:FAMILY_BYTES] != self._family:
+            self._foreign.discard(chunk_hash_of(frame.key))
+
+    def _follow_frame_size(self) -> None:
+        """Tell the policy how many frames of the present mean size the tier holds."""
+        if self._frames:
+            self.policy.resize(max(1, self.capacity_bytes * len(self._frames) // max(1, self._total_used)))

@@ -1,0 +1,129 @@
+"""HostTier: which chunk sits in which slot of the host pool, and who leaves when a slot is needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvtier.residency import Resident, State
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator
+
+    from kvtier.policy.slru import Slru
+    from kvtier.types import ChunkKey
+
+MAX_VICTIM_SCAN = 256
+"""Candidates looked at for one slot. Pinned chunks sit near the hot end, so a handful is the rule."""
+
+MAX_CLEAN_SCAN = 32
+"""How far past a dirty victim to look for a clean one, which costs nothing to evict."""
+
+
+class HostTier:
+    """Slots and their residents; satisfies `Tier`."""
+
+    def __init__(self, n_slots: int, chunk_bytes: int, policy: Slru) -> None:
+        """Own slots 0..n_slots-1 of `chunk_bytes` each."""
+        self.chunk_bytes = chunk_bytes
+        self.n_slots = n_slots
+        self.policy = policy
+        self._residents: dict[ChunkKey, Resident] = {}
+        self._free = list(range(n_slots - 1, -1, -1))
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the slots that are not free."""
+        return (self.n_slots - len(self._free)) * self.chunk_bytes
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes of all slots."""
+        return self.n_slots * self.chunk_bytes
+
+    @property
+    def n_free(self) -> int:
+        """Slots nobody uses."""
+        return len(self._free)
+
+    def __contains__(self, key: ChunkKey) -> bool:
+        return key in self._residents
+
+    def __len__(self) -> int:
+        return len(self._residents)
+
+    def get(self, key: ChunkKey) -> Resident | None:
+        """The chunk's resident, in whatever state."""
+        return self._residents.get(key)
+
+    def touch(self, key: ChunkKey) -> None:
+        """The chunk, present, was used again."""
+        self.policy.touch(key)
+
+    def remembers(self, key: ChunkKey) -> bool:
+        """Whether the chunk was evicted from here not too long ago."""
+        return self.policy.remembers(key)
+
+    def choose_victim(self, keep: Container[ChunkKey]) -> Resident | None:
+        """The coldest evictable resident not in `keep`, preferring a clean one close by; None when all are in use."""
+        dirty: Resident | None = None
+        scanned_past_dirty = 0
+        for scanned, key in enumerate(self.policy.victims()):
+            if scanned == MAX_VICTIM_SCAN or scanned_past_dirty == MAX_CLEAN_SCAN:
+                break
+            resident = self._residents[key]
+            if not resident.pinned and key not in keep:
+                if not resident.dirty:
+                    return resident
+                dirty = dirty or resident
+            scanned_past_dirty += dirty is not None
+        return dirty
+
+    def place(self, key: ChunkKey, state: State, now_s: float) -> Resident:
+        """Put an absent chunk into a free slot; there must be one."""
+        resident = Resident(key, self._free.pop(), state, now_s)
+        self._residents[key] = resident
+        self.policy.insert(key)
+        return resident
+
+    def evict(self, resident: Resident) -> None:
+        """Make an unpinned resident leave for lack of room."""
+        self._detach(resident, evicted=True)
+
+    def drop(self, key: ChunkKey) -> None:
+        """Forget the chunk; its slot comes free when nobody uses it any more."""
+        resident = self._residents.get(key)
+        if resident is not None:
+            self._detach(resident, evicted=False)
+
+    def release(self, resident: Resident) -> None:
+        """Free the slot of a detached resident if nobody uses it any more. Call after every unpin."""
+        if resident.detached and resident.slot >= 0 and not resident.pinned:
+            self._free.append(resident.slot)
+            resident.slot = -1
+
+    def residents(self) -> Iterator[Resident]:
+        """All residents, any order."""
+        return iter(self._residents.values())
+
+    def coldest(self) -> Iterator[Resident]:
+        """Residents from coldest to hottest."""
+        residents = self._residents
+        return (residents[key] for key in self.policy.victims())
+
+    def check(self) -> None:
+        """Raise AssertionError if an invariant is broken."""
+        self.policy.check()
+        held = [r.slot for r in self._residents.values()]
+        assert len(self.policy) == len(self._residents)
+        assert len(set(held)) == len(held)
+        assert not set(held) & set(self._free)
+        assert len(set(self._free)) == len(self._free)
+        assert all(0 <= slot < self.n_slots for slot in (*held, *self._free))
+        assert not any(r.detached for r in self._residents.values())
+
+    def _detach(self, resident: Resident, *, evicted: bool) -> None:
+        del self._residents[resident.key]
+        self.policy.remove(resident.key, evicted=evicted)
+        resident.detached = True
+        resident.dirty = False
+        self.release(resident)

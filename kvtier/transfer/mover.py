@@ -1,0 +1,272 @@
+"""Mover: the threads that carry chunks between host slots and the store, sealing them down and opening them up.
+
+Promotions run on their own threads, so a load never waits behind a spill. One thread spills: it also deletes and syncs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from kvtier.codec.frame import frame_bound, open_into, seal_into
+from kvtier.errors import FrameCorruptError, FrameForeignError, StoreError, StoreFullError
+from kvtier.transfer.breaker import Breaker
+from kvtier.types import Miss
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvtier.codec.base import Codec
+    from kvtier.residency import Placement, Promotion, Resident
+    from kvtier.store.base import Store
+    from kvtier.transfer.slots import Slots
+    from kvtier.transfer.work import Work
+    from kvtier.types import ChunkKey
+
+SPILL_BATCH = 8
+"""Frames per round of the spill thread: a few puts per transaction are enough for full write speed."""
+
+IDLE_AFTER_S = 0.25
+"""Without a call from the engine for so long, it counts as idle."""
+
+SPILL_NICENESS = 10
+"""Scheduling niceness of the spill thread on Linux: spare cycles first."""
+
+STOP_TIMEOUT_S = 5.0
+
+
+class Mover:
+    """Owns the transfer threads of one engine. `start` once, `stop` once."""
+
+    def __init__(
+        self,
+        slots: Slots,
+        store: Store,
+        codec: Codec,
+        *,
+        n_promote_threads: int,
+        poll_s: float,
+        sync_every_s: float,
+        report: Callable[[str], None],
+    ) -> None:
+        """Move between `slots` and `store`.
+
+        `poll_s` is how often dirty chunks are looked over for write-behind. `report` prints one line for the operator;
+        any thread may call it.
+        """
+        self._slots = slots
+        self._store = store
+        self._codec = codec
+        self._poll_s = poll_s
+        self._sync_every_s = sync_every_s
+        self._last_engine_call: Callable[[], float] = time.monotonic
+        self._report = report
+        self._work: Work | None = None
+        self._promotions: queue.SimpleQueue[Promotion | None] = queue.SimpleQueue()
+        self._deletes: queue.SimpleQueue[tuple[int, ChunkKey]] = queue.SimpleQueue()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._read_breaker, self._write_breaker = Breaker(), Breaker()
+        self._breaker_lock = threading.Lock()
+        self._owed: dict[int, list[ChunkKey]] = {}  # deletes whose write failed, by shard
+        self._frame_bound = frame_bound(len(slots[0]), codec)
+        self._buffers = [memoryview(bytearray(self._frame_bound)) for _ in range(SPILL_BATCH)]
+        self._unsynced = False
+        self._synced_s = time.monotonic()
+        self._threads = [
+            threading.Thread(target=self._promote_loop, name=f"kvtier-promote-{i}", daemon=True)
+            for i in range(n_promote_threads)
+        ]
+        self._threads.append(threading.Thread(target=self._spill_loop, name="kvtier-spill", daemon=True))
+
+    def start(self, work: Work, last_engine_call: Callable[[], float]) -> None:
+        """Begin serving `work`. `last_engine_call` gives the time.monotonic() of the engine's last call."""
+        self._work = work
+        self._last_engine_call = last_engine_call
+        for thread in self._threads:
+            thread.start()
+
+    def submit_promotion(self, job: Promotion) -> None:
+        """Queue a promotion. Never blocks; any thread."""
+        self._promotions.put(job)
+
+    def wake_spiller(self) -> None:
+        """There may be something to spill. Never blocks; any thread."""
+        self._wake.set()
+
+    def delete(self, shard: int, key: ChunkKey) -> None:
+        """Queue the deletion of a frame that no index knows any more. Never blocks; any thread."""
+        self._deletes.put((shard, key))
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End all threads after the job each is at; no slot is touched afterwards. The store is synced, not closed."""
+        self._stopping = True
+        self._wake.set()
+        for _ in self._threads:
+            self._promotions.put(None)
+        for thread in self._threads:
+            thread.join(STOP_TIMEOUT_S)
+        self._sync(time.monotonic(), force=True)
+
+    # ---- up ---------------------------------------------------------------------------------------------------------
+
+    def _promote_loop(self) -> None:
+        while True:
+            job = self._promotions.get()
+            if job is None or self._stopping:
+                return
+            try:
+                failure = self._promote(job)
+            except Exception as error:  # noqa: BLE001 - whatever it was, the chunk is a miss and the thread lives on
+                self._report(f"promotion failed unexpectedly: {error!r}")
+                failure = Miss.LOAD_FAILED
+            self._the_work.promoted(job, failure)
+
+    def _promote(self, job: Promotion) -> Miss | None:
+        key, shard = job.resident.key, job.frame.shard
+        try:
+            with self._store.read(shard, key) as frame:
+                if frame is None:
+                    self._reads_ok()
+                    return Miss.EVICTED
+                open_into(frame, self._slots[job.resident.slot], key=key)
+        except FrameCorruptError as error:
+            self._report_bad(shard, key, error)
+            return Miss.CORRUPT
+        except FrameForeignError as error:
+            self._report_bad(shard, key, error)
+            return Miss.FOREIGN
+        except StoreError as error:
+            self._read_failed(error)
+            return Miss.LOAD_FAILED
+        self._reads_ok()
+        return None
+
+    def _report_bad(self, shard: int, key: ChunkKey, error: Exception) -> None:
+        self._report(f"frame {key.hex()[:24]} in shard {shard} does not verify; deleted, to be recomputed: {error}")
+
+    def _reads_ok(self) -> None:
+        with self._breaker_lock:
+            self._read_breaker.succeeded()
+
+    def _read_failed(self, error: StoreError) -> None:
+        with self._breaker_lock:
+            tripped = self._read_breaker.failed(time.monotonic())
+        if tripped:
+            self._the_work.disk_readable = False
+            self._the_work.stats.tier_off += 1
+            self._report(f"disk tier: reading switched off for a while, requests recompute instead: {error}")
+            self._wake.set()
+
+    # ---- down -------------------------------------------------------------------------------------------------------
+
+    def _spill_loop(self) -> None:
+        if hasattr(os, "setpriority"):
+            with contextlib.suppress(OSError):  # a container may forbid it; then the thread competes as an equal
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), SPILL_NICENESS)
+        while not self._stopping:
+            try:
+                busy = self._spill_round()
+            except Exception as error:  # noqa: BLE001 - the spiller must outlive any surprise
+                self._report(f"spill round failed unexpectedly: {error!r}")
+                busy = False
+            if not busy:
+                self._wait()
+
+    def _wait(self) -> None:
+        """Sleep until there may be work: at once when woken, else by the clock while anything is unfinished."""
+        work = self._the_work
+        unfinished = work.n_dirty() or self._unsynced or not (work.disk_readable and work.disk_writable)
+        self._wake.wait(self._poll_s if unfinished else None)
+        self._wake.clear()
+
+    def _spill_round(self) -> bool:
+        work = self._the_work
+        now = time.monotonic()
+        self._reopen(now)
+        while not self._deletes.empty():
+            shard, key = self._deletes.get()
+            self._owed.setdefault(shard, []).append(key)
+        self._sync(now)
+        batch = work.next_spills(SPILL_BATCH, idle=now - self._last_engine_call() > IDLE_AFTER_S)
+        if not batch:
+            if work.disk_writable:
+                for shard in list(self._owed):
+                    self._write(shard, [])
+            return False
+        by_shard: dict[int, list[tuple[Resident, Placement, memoryview]]] = {}
+        for resident, buffer in zip(batch, self._buffers, strict=False):
+            self._seal_and_place(resident, buffer, by_shard)
+        for shard, items in by_shard.items():
+            self._write(shard, items)
+        return True
+
+    def _seal_and_place(
+        self, resident: Resident, buffer: memoryview, by_shard: dict[int, list[tuple[Resident, Placement, memoryview]]]
+    ) -> None:
+        placement = None
+        try:
+            n_bytes = seal_into(self._slots[resident.slot], buffer, key=resident.key, codec=self._codec)
+            placement = self._the_work.place(resident.key, n_bytes)
+        except Exception as error:  # noqa: BLE001 - the resident must be unpinned whatever happens
+            self._report(f"sealing failed unexpectedly: {error!r}")
+        if placement is None:
+            self._the_work.spilled(resident, None, ok=False)
+            return
+        for shard, key in placement.evicted:
+            self._owed.setdefault(shard, []).append(key)
+        by_shard.setdefault(placement.frame.shard, []).append((resident, placement, buffer[:n_bytes]))
+
+    def _write(self, shard: int, items: list[tuple[Resident, Placement, memoryview]]) -> None:
+        work = self._the_work
+        rewritten = {resident.key for resident, _, _ in items}
+        deletes = [key for key in self._owed.pop(shard, ()) if key not in rewritten]
+        ok, full = False, False
+        try:
+            self._store.write(shard, [(resident.key, frame) for resident, _, frame in items], deletes)
+            ok = True
+            self._write_breaker.succeeded()
+            self._unsynced = True
+        except StoreFullError:
+            full = True
+            self._owed[shard] = deletes
+        except StoreError as error:
+            self._owed[shard] = deletes
+            self._write_failed(error)
+        finally:
+            for resident, placement, _ in items:
+                work.spilled(resident, placement, ok=ok, full=full)
+
+    def _write_failed(self, error: StoreError) -> None:
+        if self._write_breaker.failed(time.monotonic()):
+            self._the_work.disk_writable = False
+            self._the_work.stats.tier_off += 1
+            self._report(f"disk tier: writing switched off for a while, requests go on without it: {error}")
+
+    def _reopen(self, now_s: float) -> None:
+        """Give a tier that was switched off another try when its pause is over."""
+        work = self._the_work
+        if not work.disk_writable and self._write_breaker.allows(now_s):
+            work.disk_writable = True
+        if not work.disk_readable and self._read_breaker.allows(now_s):
+            work.disk_readable = True
+
+    def _sync(self, now_s: float, *, force: bool = False) -> None:
+        if not self._unsynced or (now_s - self._synced_s < self._sync_every_s and not force):
+            return
+        self._synced_s = now_s
+        try:
+            self._store.sync()
+            self._unsynced = False
+        except StoreError as error:
+            self._write_failed(error)
+
+    @property
+    def _the_work(self) -> Work:
+        assert self._work is not None
+        return self._work

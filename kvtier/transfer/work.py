@@ -1,0 +1,37 @@
+"""What transfer threads ask of, and report to, whoever decides. TieredCache satisfies it; transfer never imports it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from kvtier.observe.stats import Stats
+from kvtier.residency import Placement, Promotion, Resident
+from kvtier.types import ChunkKey, Miss
+
+
+class Work(Protocol):
+    """Called from transfer threads. Every call is short and takes the decider's own lock."""
+
+    stats: Stats
+    disk_readable: bool
+    disk_writable: bool
+
+    def next_spills(self, max_chunks: int, *, idle: bool) -> list[Resident]:
+        """Chunks to write now; each is pinned until `spilled`."""
+        ...
+
+    def place(self, key: ChunkKey, n_bytes: int) -> Placement | None:
+        """Room for a sealed frame, or None."""
+        ...
+
+    def spilled(self, resident: Resident, placement: Placement | None, *, ok: bool, full: bool = False) -> None:
+        """One spill ended."""
+        ...
+
+    def promoted(self, job: Promotion, failure: Miss | None) -> None:
+        """One promotion ended."""
+        ...
+
+    def n_dirty(self) -> int:
+        """Chunks that wait to be written."""
+        ...
