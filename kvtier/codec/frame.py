@@ -1,0 +1,138 @@
+"""Frame: a chunk as stored. Header with identity and checksum in front of a codec's payload; sealed on the way down,
+opened on the way up. The bytes are specified in docs/format.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import xxhash
+
+from kvtier.codec.base import Codec
+from kvtier.codec.raw import copy_bytes
+from kvtier.codec.registry import RAW, codec_by_id
+from kvtier.errors import FrameCorruptError, FrameForeignError
+from kvtier.types import NAMESPACE_BYTES, ChunkKey, namespace_of
+
+FORMAT_VERSION = 1
+"""Of the frame layout. A change that an older build cannot read raises it; old frames are then misses."""
+
+HEADER_BYTES = 64
+MAGIC = b"KVTF"
+
+# magic, version, codec, flags, raw bytes, payload bytes, namespace, key tag; then the checksum.
+_HEAD = struct.Struct("<4sHBBII16s16s")
+_CHECKSUM_AT = _HEAD.size
+_MAX_RAW_BYTES = 2**32 - 1
+# Flags this build can read. To come: a key tag under HMAC, an encrypted payload; what they need follows the header.
+_KNOWN_FLAGS = 0
+
+
+class FrameHeader(NamedTuple):
+    """What a frame says of itself."""
+
+    version: int
+    codec_id: int
+    flags: int
+    raw_bytes: int  # of the chunk
+    payload_bytes: int  # after the header
+    namespace: bytes  # first 16 bytes of the key
+    key_tag: bytes  # xxh3_128 of the whole key
+    checksum: bytes  # xxh3_128 of everything else
+
+
+def frame_bound(n_bytes: int, codec: Codec) -> int:
+    """Bytes `seal_into` needs for a chunk of `n_bytes`."""
+    return HEADER_BYTES + max(n_bytes, codec.bound(n_bytes))
+
+
+def seal_into(chunk: memoryview, out: memoryview, *, key: ChunkKey, codec: Codec) -> int:
+    """Write `chunk` as a frame to the front of `out` and return the frame's length.
+
+    Called on transfer threads. `out` is at least `frame_bound(len(chunk), codec)` long and does not overlap `chunk`. A
+    frame is never longer than the chunk and its header: what the codec does not shrink is stored as it is.
+    """
+    if len(chunk) > _MAX_RAW_BYTES:
+        raise ValueError(f"a chunk of {len(chunk)} bytes does not fit a frame: its length field has 32 bits")
+    if len(out) < frame_bound(len(chunk), codec):
+        raise ValueError(f"{len(out)} bytes of room for a frame that may take {frame_bound(len(chunk), codec)}")
+    n_payload = codec.encode_into(chunk, out[HEADER_BYTES:])
+    codec_id = codec.codec_id
+    if n_payload >= len(chunk):
+        codec_id, n_payload = RAW.codec_id, len(chunk)
+        copy_bytes(chunk, out[HEADER_BYTES : HEADER_BYTES + n_payload])
+    end = HEADER_BYTES + n_payload
+    _HEAD.pack_into(
+        out, 0, MAGIC, FORMAT_VERSION, codec_id, 0, len(chunk), n_payload, _padded_namespace(key), _key_tag(key)
+    )
+    out[_CHECKSUM_AT:HEADER_BYTES] = _checksum(out[:end])
+    return end
+
+
+def parse_header(frame: memoryview) -> FrameHeader:
+    """The header of `frame` as it stands, unverified. FrameCorruptError when there is none."""
+    if len(frame) < HEADER_BYTES:
+        raise FrameCorruptError(f"{len(frame)} bytes are too few for a frame header of {HEADER_BYTES}")
+    magic, version, codec_id, flags, n_raw, n_payload, namespace, key_tag = _HEAD.unpack_from(frame)
+    if magic != MAGIC:
+        raise FrameCorruptError(f"begins with {magic.hex()}, a frame begins with {MAGIC.hex()}")
+    checksum = bytes(frame[_CHECKSUM_AT:HEADER_BYTES])
+    return FrameHeader(version, codec_id, flags, n_raw, n_payload, namespace, key_tag, checksum)
+
+
+def verify_frame(frame: memoryview) -> FrameHeader:
+    """The header of `frame` after its checksum has verified and its lengths agree, whatever key it belongs to.
+
+    Raises FrameCorruptError when the bytes are not the ones that were sealed; FrameForeignError when they are, but by a
+    build whose format this one does not know. Place and reach of the checksum are the same in every version, so that
+    the two can be told apart.
+    """
+    header = parse_header(frame)
+    checksum = _checksum(frame)
+    if checksum != header.checksum:
+        raise FrameCorruptError(f"checksum is {checksum.hex()}, header says {header.checksum.hex()}")
+    if header.version != FORMAT_VERSION:
+        raise FrameForeignError(f"frame format {header.version}; this build reads {FORMAT_VERSION}")
+    if header.flags & ~_KNOWN_FLAGS:
+        raise FrameForeignError(f"frame flags {header.flags:#04x}; this build knows {_KNOWN_FLAGS:#04x}")
+    if header.payload_bytes != len(frame) - HEADER_BYTES:
+        raise FrameCorruptError(f"payload is {len(frame) - HEADER_BYTES} bytes, header says {header.payload_bytes}")
+    return header
+
+
+def open_into(frame: memoryview, out: memoryview, *, key: ChunkKey) -> None:
+    """Verify that `frame` holds the chunk of `key` and decode it into `out`, filling it exactly.
+
+    Called on transfer threads with bytes straight from the medium: `frame` may be anything. Raises FrameCorruptError or
+    FrameForeignError, which say what was found and what was expected; what `out` holds is undefined then. Identity and
+    lengths are settled before `out` is touched.
+    """
+    header = verify_frame(frame)
+    namespace, key_tag = _padded_namespace(key), _key_tag(key)
+    if header.namespace != namespace:
+        raise FrameForeignError(f"frame of namespace {header.namespace.hex()}, expected {namespace.hex()}")
+    if header.key_tag != key_tag:
+        raise FrameForeignError(
+            f"frame of another key, tag {header.key_tag.hex()}; expected {key_tag.hex()} of key {key.hex()}"
+        )
+    if header.raw_bytes != len(out):
+        raise FrameForeignError(f"frame of a chunk of {header.raw_bytes} bytes, expected {len(out)}")
+    codec_by_id(header.codec_id).decode_into(frame[HEADER_BYTES:], out)
+
+
+def _padded_namespace(key: ChunkKey) -> bytes:
+    return namespace_of(key).ljust(NAMESPACE_BYTES, b"\0")
+
+
+def _key_tag(key: ChunkKey) -> bytes:
+    digest: bytes = xxhash.xxh3_128_digest(key)
+    return digest
+
+
+def _checksum(frame: memoryview) -> bytes:
+    """xxh3_128 of the frame without the checksum field. 15 GB/s; catches damage, not a forger."""
+    hasher = xxhash.xxh3_128(frame[:_CHECKSUM_AT])
+    hasher.update(frame[HEADER_BYTES:])
+    digest: bytes = hasher.digest()
+    return digest
