@@ -121,7 +121,7 @@ def build(
         kvtier._on_stop.insert(0, close_store)  # noqa: SLF001 - this module is the class's constructor
 
     log = HitLog(
-        lambda: (kvtier.cache.stats.copy(), kvtier.cache.gauges(kvtier.prefill_rate.tokens_per_s)),
+        lambda: kvtier.cache.snapshot(kvtier.prefill_rate.tokens_per_s),
         every_s=config.log.every_s,
         json=config.log.json,
         emit=emit,

@@ -63,7 +63,7 @@ class TieredCache:
         """Orchestrate `host` and `disk`.
 
         `clock` gives seconds, any origin. `submit_promotion`, `wake_spiller` and `delete_frame` hand work to transfer
-        threads; they are called under the lock and must not block. Without `write_behind_after_s` only the cold end spills.
+        threads; they are called under the lock and must not block. Without `write_behind_after_s` only cold ends spill.
         """
         self.stats = Stats()
         self.host = host
@@ -334,11 +334,11 @@ class TieredCache:
         """Chunks in host that are not on disk."""
         return len(self._dirty)
 
-    def gauges(self, prefill_tokens_per_s: float) -> Gauges:
-        """The state now; called by whoever prints it."""
+    def snapshot(self, prefill_tokens_per_s: float) -> tuple[Stats, Gauges]:
+        """Totals and state of one instant; called by whoever prints them, any thread."""
         with self._lock:
             disk = self.disk
-            return Gauges(
+            return self.stats.copy(), Gauges(
                 host_used_bytes=self.host.used_bytes,
                 host_capacity_bytes=self.host.capacity_bytes,
                 disk_used_bytes=disk.used_bytes if disk else 0,

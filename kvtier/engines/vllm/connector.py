@@ -16,6 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import Of
 
 from kvtier.engines.vllm import compat, settings
 from kvtier.engines.vllm.manager import KVTierManager
+from kvtier.engines.vllm.metrics import without_ours
 from kvtier.engines.vllm.namespace import adapter_fingerprint
 from kvtier.engines.vllm.spec import ENGINE
 from kvtier.engines.vllm.worker import KVTierConnectorWorker
@@ -62,6 +63,11 @@ class KVTierConnector(OffloadingConnector):
         """API server: it never builds a connector, but resolves the spec's metrics from the settled configuration."""
         settings.settle(vllm_config)
         return super().build_prom_metrics(vllm_config, *args)
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Any:
+        """For vLLM's own log line, which kvtier's numbers stay out of: they have one."""
+        return super().build_kv_connector_stats(None if data is None else without_ours(data))
 
     # ---- scheduler side ---------------------------------------------------------------------------------------------
 

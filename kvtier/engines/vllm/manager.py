@@ -187,9 +187,9 @@ class KVTierManager(OffloadingManager):
         if now - self._exported_s < EXPORT_EVERY_S:
             return None
         self._exported_s = now
-        total = self._cache.stats.copy()
+        total, gauges = self._cache.snapshot(self._kvtier.prefill_rate.tokens_per_s)
         interval, self._exported = total - self._exported, total
-        return to_connector_stats(interval, self._cache.gauges(self._kvtier.prefill_rate.tokens_per_s))
+        return to_connector_stats(interval, gauges)
 
     @_fenced(lambda: None)
     def shutdown(self) -> None:
