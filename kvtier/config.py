@@ -261,7 +261,7 @@ def _decode(kind: type, value: object, *, folder: Path) -> object:
         value = "off"
     if not isinstance(value, str):
         # ValueError, not TypeError: msgspec treats both alike, and it is the value that is wrong.
-        raise ValueError("it has no unit" if isinstance(value, (int, float)) else "")  # noqa: TRY004
+        raise ValueError("it has no unit" if type(value) in (int, float) else "")  # noqa: TRY004
     try:
         return kind(value)
     except ConfigError as error:

@@ -97,8 +97,8 @@ class Report:
     def _facts(self) -> Iterator[tuple[str, str]]:
         if isinstance(self.shape, KvShape):
             shape = self.shape
-            heads = f"{shape.n_layers} layers x {shape.n_heads} heads x {shape.head_size} elements of {shape.dtype}"
-            yield "token", f"{shape.bytes_per_token:,} bytes ({shape.kind}, {heads})"
+            layers = f"{shape.n_layers} layers x {shape.n_heads} heads x {shape.head_size} elements of K and V"
+            yield "token", f"{shape.bytes_per_token:,} bytes ({shape.kind}, {layers}, {shape.dtype})"
         if self.chunk_tokens is not None:
             size = f" = {format_bytes(self.chunk_bytes)}" if self.chunk_bytes else ""
             yield "chunk", f"{self.chunk_tokens} tokens{size}"
@@ -219,7 +219,7 @@ def _of_disk(report: Report) -> Iterator[str]:
     elif report.host and tier.n_bytes < report.host.n_bytes:
         yield (
             f"`disk.capacity`: {format_bytes(tier.n_bytes)} is less than the host tier "
-            f"({format_bytes(report.host.n_bytes)}): what host RAM drops, disk has dropped before"
+            f"({format_bytes(report.host.n_bytes)}): it adds little to it; several times as much is better"
         )
 
 
