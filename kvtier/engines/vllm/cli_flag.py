@@ -43,12 +43,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--kv-connector", dest=DEST, choices=[CONNECTOR], default=None, action=_Connector,
         help="Extend prefix caching to host RAM and NVMe with kvtier.",
     )  # fmt: skip
-    group.add_argument(
+    file = group.add_argument(
         "--kv-connector-config", dest=DEST, metavar="FILE", default=None, action=_ConnectorConfig,
         help="kvtier's YAML. Without it, tiers are sized from this machine.",
     )  # fmt: skip
-    exclusive = parser.add_mutually_exclusive_group()
-    exclusive._group_actions += [known["--kv-transfer-config"], connector]  # noqa: SLF001 - both options exist already
+    for ours in (connector, file):
+        exclusive = parser.add_mutually_exclusive_group()
+        exclusive._group_actions += [known["--kv-transfer-config"], ours]  # noqa: SLF001 - both options exist already
 
 
 class _Connector(argparse.Action):

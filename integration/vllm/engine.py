@@ -1,0 +1,157 @@
+"""A real offline vLLM engine in a process group of its own, so that a test can use it, kill it and start it again."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import lmdb
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one prompt came to."""
+
+    prompt_tokens: int
+    cached: int
+    tokens: tuple[int, ...]
+
+
+class Engine:
+    """`LLM(model, **kwargs)`, with kvtier when `kvtier` is a configuration tree.
+
+    Leaving the context ends the whole process group by SIGKILL, as `vllm serve` does to its engine.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        log_path: Path,
+        *,
+        kvtier: Mapping[str, Any] | None = None,
+        env: Mapping[str, str] = {},
+        **kwargs: Any,
+    ) -> None:
+        self.log_path = log_path
+        self._env = dict(env)
+        self._kwargs: dict[str, Any] = {
+            "model": str(model), "enforce_eager": True, "disable_log_stats": False, "max_model_len": 2048,
+            "block_size": 32, "num_gpu_blocks_override": 96, "seed": 0, **kwargs,
+        }  # fmt: skip
+        if kvtier is not None:
+            self._kwargs["kv_transfer_config"] = {
+                "kv_connector": "kvtier", "kv_role": "kv_both", "kv_connector_extra_config": {"kvtier": dict(kvtier)}
+            }  # fmt: skip
+
+    def __enter__(self) -> Self:
+        call_read, self._call_fd = os.pipe()
+        answer_fd, answer_write = os.pipe()
+        env = os.environ | {
+            "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+            "PYTHONPATH": str(ROOT), "VLLM_LOGGING_LEVEL": "INFO", **self._env,
+        }  # fmt: skip
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "integration.vllm.engine_main", str(call_read), str(answer_write)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=ROOT,
+                pass_fds=(call_read, answer_write), start_new_session=True,
+            )  # fmt: skip
+        os.close(call_read)
+        os.close(answer_write)
+        self._answers = os.fdopen(answer_fd)
+        try:
+            assert self._ask(self._kwargs) == "ready"
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.kill()
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int = 12,
+        salt: str | None = None,
+        lora: Path | None = None,
+    ) -> list[Output]:
+        """Greedy continuations of token prompts, all submitted at once."""
+        answer = self._ask({
+            "op": "generate", "prompts": [list(p) for p in prompts], "max_tokens": max_tokens, "salt": salt,
+            "lora": str(lora) if lora else None,
+        })  # fmt: skip
+        return [Output(a["prompt_tokens"], a["cached"], tuple(a["tokens"])) for a in answer]
+
+    def drop_device_cache(self, *, connector: bool = False) -> None:
+        """Forget what the device holds; with `connector` also tell kvtier that the weights may have changed."""
+        assert self._ask({"op": "reset", "connector": connector})
+
+    def block_hashes(self) -> list[list[str]]:
+        """Per worker: a digest of every device block's bytes."""
+        return self._ask({"op": "block_hashes"})
+
+    def metrics(self) -> dict[str, float]:
+        """vLLM's metrics of this engine, kvtier's among them. kvtier's are at most a second and a step old."""
+        return self._ask({"op": "metrics"})
+
+    def kill(self) -> None:
+        """SIGKILL for every process of the engine."""
+        with contextlib.suppress(OSError):
+            os.close(self._call_fd)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(20)
+        self._answers.close()
+
+    def log(self) -> str:
+        """All of the log, of every engine that wrote to this path."""
+        return self.log_path.read_text(errors="replace")
+
+    def _ask(self, call: Any) -> Any:
+        try:
+            os.write(self._call_fd, json.dumps(call).encode() + b"\n")
+            line = self._answers.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            tail = "\n".join(self.log().splitlines()[-40:])
+            raise RuntimeError(f"the engine died; log {self.log_path}\n{tail}")
+        return json.loads(line)
+
+
+def frames_on_disk(folder: Path) -> dict[bytes, Path]:
+    """Keys of all committed frames under `folder` and the shard file each lies in, read past the running engine."""
+    found: dict[bytes, Path] = {}
+    for path in sorted(folder.rglob("shard-*.lmdb")):
+        env = lmdb.open(str(path), subdir=False, readonly=True, max_dbs=4, lock=True, create=False)
+        try:
+            index = env.open_db(b"index", create=False)
+            with env.begin(db=index) as txn, txn.cursor() as cursor:
+                found.update(dict.fromkeys((bytes(key) for key in cursor.iternext(values=False)), path))
+        except lmdb.NotFoundError:
+            pass  # an empty shard
+        finally:
+            env.close()
+    return found
+
+
+def wait_for_frames(folder: Path, n_frames: int, timeout_s: float = 30.0) -> dict[bytes, Path]:
+    """Frames on disk once there are `n_frames` of them; AssertionError with the count when time runs out."""
+    deadline = time.monotonic() + timeout_s
+    while len(frames := frames_on_disk(folder)) < n_frames:
+        assert time.monotonic() < deadline, f"{len(frames)} of {n_frames} frames on disk after {timeout_s} s"
+        time.sleep(0.1)
+    return frames

@@ -1,0 +1,97 @@
+"""Child process of `integration.vllm.engine.Engine`: one offline LLM that does what JSON lines on a pipe say."""
+
+import json
+import os
+import sys
+from typing import Any
+
+
+def _block_hashes(worker: Any) -> list[str]:
+    """Runs in a worker process: a digest of every KV block's bytes, all layers of this rank together."""
+    import hashlib  # noqa: PLC0415 - shipped to another process
+
+    import torch  # noqa: PLC0415
+
+    runner = worker.model_runner
+    caches = runner.kv_caches
+    n_blocks = runner.kv_cache_config.num_blocks
+    digests = []
+    for block in range(n_blocks):
+        digest = hashlib.blake2b(digest_size=16)
+        for cache in caches:
+            axis = list(cache.shape).index(n_blocks)
+            page = cache.select(axis, block).contiguous().view(torch.uint8)
+            digest.update(page.numpy().tobytes())
+        digests.append(digest.hexdigest())
+    return digests
+
+
+def _outputs(outputs: list[Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt_tokens": len(output.prompt_token_ids),
+            "cached": output.num_cached_tokens,
+            "tokens": list(output.outputs[0].token_ids),
+        }
+        for output in outputs
+    ]
+
+
+def _generate(llm: Any, call: dict[str, Any]) -> list[dict[str, Any]]:
+    from vllm import SamplingParams  # noqa: PLC0415 - after the pipe is set up
+    from vllm.lora.request import LoRARequest  # noqa: PLC0415
+
+    params = SamplingParams(temperature=0, max_tokens=call["max_tokens"], ignore_eos=True)
+    prompts = []
+    for tokens in call["prompts"]:
+        prompt: dict[str, Any] = {"prompt_token_ids": tokens}
+        if call.get("salt"):
+            prompt["cache_salt"] = call["salt"]
+        prompts.append(prompt)
+    lora = LoRARequest("adapter", 1, call["lora"]) if call.get("lora") else None
+    return _outputs(llm.generate(prompts, params, use_tqdm=False, lora_request=lora))
+
+
+def _metrics(llm: Any) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for metric in llm.get_metrics():
+        labels = "".join(f"{{{k}={v}}}" for k, v in sorted(metric.labels.items()) if k not in ("engine", "model_name"))
+        if hasattr(metric, "value"):
+            values[metric.name + labels] = metric.value
+    return values
+
+
+def main() -> None:
+    """Build the LLM from the first line, then answer one line per call until the pipe ends."""
+    calls = os.fdopen(int(sys.argv[1]), "r")
+    answers = os.fdopen(int(sys.argv[2]), "w")
+
+    def answer(tree: Any) -> None:
+        answers.write(json.dumps(tree) + "\n")
+        answers.flush()
+
+    from vllm import LLM  # noqa: PLC0415 - slow; the parent's pipe is open by now
+    from vllm.config import KVTransferConfig  # noqa: PLC0415
+
+    kwargs = json.loads(calls.readline())
+    if "kv_transfer_config" in kwargs:
+        kwargs["kv_transfer_config"] = KVTransferConfig(**kwargs["kv_transfer_config"])
+    llm = LLM(**kwargs)
+    answer("ready")
+    for line in calls:
+        call = json.loads(line)
+        match call["op"]:
+            case "generate":
+                answer(_generate(llm, call))
+            case "reset":
+                answer(llm.reset_prefix_cache(reset_connector=call["connector"]))
+            case "block_hashes":
+                answer(llm.collective_rpc(_block_hashes))
+            case "metrics":
+                answer(_metrics(llm))
+            case "tokenize":
+                answer([llm.get_tokenizer().encode(text) for text in call["texts"]])
+
+
+if __name__ == "__main__":
+    main()

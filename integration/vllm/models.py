@@ -1,0 +1,61 @@
+"""Small models with random weights, made on the spot: for mechanics that SmolLM2's three KV heads cannot show."""
+
+from pathlib import Path
+
+BASE = {
+    "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 8192,
+    "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def make_llama(folder: Path, *, seed: int) -> Path:
+    """A 4-layer Llama in bf16 whose weights depend on `seed`; returns `folder`."""
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 - seconds to import
+
+    return _save(LlamaForCausalLM, LlamaConfig(**BASE), folder, seed)
+
+
+def make_sliding(folder: Path, *, seed: int) -> Path:
+    """A 6-layer Gemma3 text model, five layers with a sliding window of 64 tokens and one with full attention."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig  # noqa: PLC0415
+
+    config = Gemma3TextConfig(**{**BASE, "num_hidden_layers": 6}, sliding_window=64, sliding_window_pattern=6)
+    return _save(Gemma3ForCausalLM, config, folder, seed)
+
+
+def make_lora(folder: Path, *, seed: int) -> Path:
+    """A rank-8 adapter for `make_llama`'s q_proj and v_proj, in PEFT's layout; returns `folder`."""
+    import json  # noqa: PLC0415
+
+    import torch  # noqa: PLC0415
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    generator = torch.Generator().manual_seed(seed)
+    hidden, kv = BASE["hidden_size"], BASE["num_key_value_heads"] * BASE["head_dim"]
+    tensors = {}
+    for layer in range(BASE["num_hidden_layers"]):
+        for name, out in (("q_proj", hidden), ("v_proj", kv)):
+            stem = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            tensors[f"{stem}.lora_A.weight"] = torch.randn(8, hidden, generator=generator) * 0.3
+            tensors[f"{stem}.lora_B.weight"] = torch.randn(out, 8, generator=generator) * 0.3
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.bfloat16() for k, v in tensors.items()}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({
+        "peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM",
+        "bias": "none", "base_model_name_or_path": "tiny",
+    }))  # fmt: skip
+    return folder
+
+
+def _save(model_class: type, config: object, folder: Path, seed: int) -> Path:
+    import torch  # noqa: PLC0415
+
+    torch.manual_seed(seed)
+    model = model_class(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Wide enough that greedy decoding does not settle on one token.
+            parameter.normal_(0, 0.08) if parameter.dim() > 1 else None
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
