@@ -29,6 +29,7 @@ class Slru:
         """Order at most about `capacity` keys; remember `ghosts` evicted ones (default: `capacity`)."""
         self._protected_share = protected
         self._max_protected = int(capacity * protected)
+        self._ghosts_follow = ghosts is None
         self._max_ghosts = capacity if ghosts is None else ghosts
         self._probation: OrderedDict[ChunkKey, None] = OrderedDict()  # cold end first
         self._protected: OrderedDict[ChunkKey, None] = OrderedDict()  # cold end first
@@ -76,7 +77,8 @@ class Slru:
     def resize(self, capacity: int) -> None:
         """Follow a tier whose capacity in keys is only known as it fills (frames differ in size)."""
         self._max_protected = int(capacity * self._protected_share)
-        self._max_ghosts = capacity
+        if self._ghosts_follow:
+            self._max_ghosts = capacity
         while len(self._protected) > self._max_protected:
             self._demote()
         while len(self._ghosts) > self._max_ghosts:
