@@ -1,0 +1,66 @@
+# Commands for people and for CI. `make` alone lists them; each one sets up what it needs.
+
+VENV   ?= .venv
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+TESTS  ?= tests integration
+
+bin     := $(VENV)/bin
+engine  := $(VENV)/.kvtier-engine
+project := $(VENV)/.kvtier-project
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check fmt fmt-check lint types layers bench e2e docs docs-check clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(project) ## virtual environment in .venv: vLLM for CPU, kvtier, development tools (VENV=DIR PYTHON=python3.11)
+
+$(engine): tools/setup.sh
+	@tools/setup.sh engine $(VENV) $(PYTHON)
+	@touch $@
+
+$(project): pyproject.toml $(engine)
+	@tools/setup.sh project $(VENV)
+	@touch $@
+
+demo: setup ## the whole story on one screen: a real vLLM, four acts, a table; about 10 minutes the first time
+	@$(bin)/python tools/make_model.py
+	@$(bin)/python -m integration.demo
+
+test: setup ## all tests, those with a real engine included (TESTS=tests leaves those out)
+	$(bin)/python -m pytest $(TESTS)
+
+check: fmt-check lint types layers docs-check test ## everything CI runs
+
+fmt: setup ## format the code
+	$(bin)/ruff check --quiet --select I --fix .
+	$(bin)/ruff format .
+
+fmt-check: setup
+	$(bin)/ruff format --check .
+
+lint: setup ## ruff with the rules in pyproject.toml
+	$(bin)/ruff check .
+
+types: setup ## mypy --strict
+	$(bin)/mypy
+
+layers: setup ## import contracts, and no file over 500 lines
+	$(bin)/lint-imports --no-logo
+	@git ls-files '*.py' | xargs wc -l | awk '$$2 != "total" && $$1 > 500 { print $$2 ": " $$1 " lines, at most 500"; bad = 1 } END { exit bad }'
+
+e2e: setup ## the tests with a real engine
+	$(bin)/python -m pytest integration
+
+docs: setup ## renew the generated parts of the documentation and check its links
+	$(bin)/python tools/config_table.py
+	$(bin)/python tools/check_links.py
+
+docs-check: setup
+	$(bin)/python tools/config_table.py --check README.md
+	$(bin)/python tools/check_links.py
+
+clean: ## remove caches and what the demo left, not .venv and not the model
+	rm -rf .kvtier-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage build dist

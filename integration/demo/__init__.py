@@ -1,0 +1,1 @@
+"""`make demo`: a real server, four acts, a table."""
