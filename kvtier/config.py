@@ -43,8 +43,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     capacity: Annotated[
         Size,
         _key(
-            "Host RAM for KV. A percentage is of RAM (or of the container's limit); `auto` is at most 25 % of the "
-            "available RAM and at most 50 % of what is free in /dev/shm.",
+            "Host RAM for KV, one pool for each engine. A percentage is of RAM (or of the container's limit); `auto` "
+            "is 25 % of it, but at most half of /dev/shm.",
             _SIZE,
         ),
     ] = Size("auto")

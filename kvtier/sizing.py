@@ -21,6 +21,7 @@ __all__ = [
     "Machine",
     "Sized",
     "Unknown",
+    "check_host_fits",
     "chunk_tokens",
     "disk_bytes",
     "enlarge_shm",
@@ -29,8 +30,8 @@ __all__ = [
     "size_host",
 ]
 
-HOST_AUTO_RAM: Final = Fraction(25, 100)  # of the available RAM
-HOST_AUTO_SHM: Final = Fraction(50, 100)  # of what is free in /dev/shm
+HOST_AUTO_RAM: Final = Fraction(25, 100)  # of RAM, or of the container's limit
+HOST_AUTO_SHM: Final = Fraction(50, 100)  # of /dev/shm, where the host pool lives
 HOST_LEAST_BYTES: Final = 16 << 20
 DISK_AUTO_FREE: Final = Fraction(20, 100)  # of the free space, the store's own files counted as free
 DISK_AUTO_MOST_BYTES: Final = 100 << 30
@@ -48,8 +49,29 @@ class Sized:
 
 
 def host_bytes(config: Config, machine: Machine) -> int:
-    """Bytes of host RAM the tier may take, at least 16 MiB. Raises ConfigError when that does not fit the machine."""
+    """Bytes of host RAM the tier may take, at least 16 MiB. Raises ConfigError when that is more than there is.
+
+    The same in every process of an engine, early or late: it depends on what the machine has, never on what is free.
+    Whether that much is free at the moment is for `check_host_fits` to say, once, before the pool is made.
+    """
     return size_host(config, machine).n_bytes
+
+
+def check_host_fits(config: Config, machine: Machine) -> None:
+    """Raise ConfigError, with the remedy, when the host tier does not fit into what is free right now."""
+    sized = size_host(config, machine)
+    what = f"`host.capacity` is {_is(config.host.capacity, sized.n_bytes)}, but"
+    if sized.n_bytes > machine.ram_available_bytes:
+        raise ConfigError(
+            f"{what} only {format_bytes(machine.ram_available_bytes)} of {format_bytes(machine.ram_bytes)} RAM are "
+            "available now: make it smaller, or end what takes the rest"
+        )
+    if sized.n_bytes > machine.shm_free_bytes:
+        needed = machine.shm_bytes - machine.shm_free_bytes + sized.n_bytes
+        raise ConfigError(
+            f"{what} /dev/shm has only {format_bytes(machine.shm_free_bytes)} of {format_bytes(machine.shm_bytes)} "
+            f"free now: {enlarge_shm(needed)}, or make it smaller"
+        )
 
 
 def disk_bytes(config: Config, disk: DiskSpace) -> int:
@@ -84,21 +106,25 @@ def chunk_tokens(config: Config, *, block_tokens: int, bytes_per_token: int) -> 
 def size_host(config: Config, machine: Machine) -> Sized:
     """`host_bytes` and its rule."""
     size = config.host.capacity
+    ram, shm = format_bytes(machine.ram_bytes), format_bytes(machine.shm_bytes)
     if size.is_auto:
-        return _auto_host(machine)
-    n_bytes, rule = _absolute(size, machine.ram_bytes, f"of {format_bytes(machine.ram_bytes)} RAM")
+        by_ram, by_shm = int(machine.ram_bytes * HOST_AUTO_RAM), int(machine.shm_bytes * HOST_AUTO_SHM)
+        n_bytes = min(by_ram, by_shm) >> 20 << 20
+        rule = f"auto: 25 % of {ram} RAM" if by_ram <= by_shm else f"auto: 50 % of {shm} /dev/shm"
+    else:
+        n_bytes, rule = _absolute(size, machine.ram_bytes, f"of {ram} RAM")
+    what = f"`host.capacity` is {_is(size, n_bytes)}"
+    if n_bytes > machine.ram_bytes:
+        raise ConfigError(f"{what}, but there are {ram} RAM: make it smaller, or write auto")
+    if n_bytes > machine.shm_bytes:
+        raise ConfigError(f"{what}, but /dev/shm has {shm}: {enlarge_shm(n_bytes)}, or make it smaller")
     if n_bytes < HOST_LEAST_BYTES:
-        raise ConfigError(f"`host.capacity` is {_is(size, n_bytes)}: the least is {format_bytes(HOST_LEAST_BYTES)}")
-    if n_bytes > machine.ram_available_bytes:
-        raise ConfigError(
-            f"`host.capacity` is {_is(size, n_bytes)}, but only {format_bytes(machine.ram_available_bytes)} of "
-            f"{format_bytes(machine.ram_bytes)} RAM are available: make it smaller, or write auto"
+        remedy = (
+            f"{enlarge_shm(2 << 30)}, or make it larger"
+            if machine.shm_bytes < HOST_LEAST_BYTES * 4
+            else "make it larger"
         )
-    if n_bytes > machine.shm_free_bytes:
-        raise ConfigError(
-            f"`host.capacity` is {_is(size, n_bytes)}, but /dev/shm has {format_bytes(machine.shm_free_bytes)} free of "
-            f"{format_bytes(machine.shm_bytes)}: {enlarge_shm(machine, n_bytes)}, or make it smaller"
-        )
+        raise ConfigError(f"{what}, less than {format_bytes(HOST_LEAST_BYTES)}, the least: {remedy}")
     return Sized(n_bytes, rule)
 
 
@@ -140,27 +166,10 @@ def size_disk(config: Config, disk: DiskSpace) -> Sized:
     return Sized(n_bytes, rule)
 
 
-def enlarge_shm(machine: Machine, n_bytes: int) -> str:
-    """The remedy for a /dev/shm in which `n_bytes` more do not fit."""
-    needed = machine.shm_bytes - machine.shm_free_bytes + n_bytes
-    size = f"{-(-needed // (1 << 30))}g"
+def enlarge_shm(n_bytes: int) -> str:
+    """The remedy for a /dev/shm that should have `n_bytes` in all."""
+    size = f"{-(-n_bytes // (1 << 30))}g"
     return f"`mount -o remount,size={size} /dev/shm` (in a container: --shm-size={size})"
-
-
-def _auto_host(machine: Machine) -> Sized:
-    by_ram = int(machine.ram_available_bytes * HOST_AUTO_RAM)
-    by_shm = int(machine.shm_free_bytes * HOST_AUTO_SHM)
-    n_bytes = min(by_ram, by_shm) >> 20 << 20
-    if by_ram <= by_shm:
-        rule = f"25 % of {format_bytes(machine.ram_available_bytes)} available RAM"
-    else:
-        rule = f"50 % of {format_bytes(machine.shm_free_bytes)} free in /dev/shm"
-    if n_bytes < HOST_LEAST_BYTES:
-        remedy = "free some RAM" if by_ram <= by_shm else enlarge_shm(machine, 1 << 30)
-        raise ConfigError(
-            f"`host.capacity` is auto: {rule} is less than {format_bytes(HOST_LEAST_BYTES)}, the least: {remedy}"
-        )
-    return Sized(n_bytes, "auto: " + rule)
 
 
 def _absolute(size: Size, whole: int, of: str) -> tuple[int, str]:
@@ -172,7 +181,7 @@ def _absolute(size: Size, whole: int, of: str) -> tuple[int, str]:
 
 
 def _is(size: Size, n_bytes: int) -> str:
-    return f"{size} ({format_bytes(n_bytes)})" if size.percent is not None else str(size)
+    return str(size) if size.n_bytes is not None else f"{size} ({format_bytes(n_bytes)})"
 
 
 def _steady(n_bytes: int, *, up: bool = False) -> int:

@@ -92,7 +92,8 @@ class Report:
         return (name, format_bytes(tier.n_bytes), chunks, tokens, where, tier.rule)
 
     def _shm(self) -> str:
-        return f"/dev/shm ({format_bytes(self.machine.shm_free_bytes)} free)"  # noqa: S108 - shown, not opened
+        free, size = format_bytes(self.machine.shm_free_bytes), format_bytes(self.machine.shm_bytes)
+        return f"/dev/shm ({free} of {size} free)"  # noqa: S108 - shown, not opened
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         if isinstance(self.shape, KvShape):
@@ -144,6 +145,8 @@ def examine(
         errors=(),
         warnings=(),
     )
+    if report.host:
+        _attempt(errors, lambda: sizing.check_host_fits(config, machine))
     if report.n_chunks(report.host) == 0:
         errors.append("`host.capacity`: not one chunk fits; make it larger or `chunk.tokens` smaller")
     warnings = [*_of_chunk(report, block_tokens), *_of_host(report, device_cache_bytes), *_of_disk(report)]
@@ -177,9 +180,9 @@ def _of_host(report: Report, device_cache_bytes: int | None) -> Iterator[str]:
     if report.host is None:
         return
     n_bytes, machine, size = report.host.n_bytes, report.machine, format_bytes(report.host.n_bytes)
-    by_ram = int(machine.ram_available_bytes * sizing.HOST_AUTO_RAM)
-    if report.config.host.capacity.is_auto and n_bytes < by_ram - (1 << 20):
-        remedy = sizing.enlarge_shm(machine, int(by_ram / sizing.HOST_AUTO_SHM))
+    by_ram = int(machine.ram_bytes * sizing.HOST_AUTO_RAM)
+    if report.config.host.capacity.is_auto and n_bytes < by_ram * 0.98:
+        remedy = sizing.enlarge_shm(int(by_ram / sizing.HOST_AUTO_SHM))
         yield f"`host.capacity`: auto is held to {size} by /dev/shm; for {format_bytes(by_ram)}: {remedy}"
     if machine.has_gpu and machine.memlock_bytes is not None and machine.memlock_bytes < n_bytes:
         yield (

@@ -62,6 +62,7 @@ CASES = {
     "default_container": check(
         AUTO, machine=CONTAINER, disk=replace(NVME, fs_type="overlay", writable=False), device_cache_bytes=4 * GIB
     ),
+    "busy": check(AUTO, machine=replace(SERVER, ram_available_bytes=100 * GIB)),
     "nothing_fits": check(
         {"host": {"capacity": "300GiB"}, "disk": {"path": "/nvme/kvtier", "capacity": "4TiB"}, "chunk": {"tokens": 100}}
     ),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.config import load
-from kvtier.sizing import DiskSpace, Machine, disk_bytes, host_bytes
+from kvtier.sizing import DiskSpace, Machine, check_host_fits, disk_bytes, host_bytes
 
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -55,6 +55,7 @@ def test_a_file_fits_the_smallest_machine_it_is_meant_for(path):
     config = load(path)
     host = host_bytes(config, machine(ram_gib))
     disk = disk_bytes(config, space(config.disk.path, disk_gib))
+    check_host_fits(config, machine(ram_gib))
     assert 0 < host < disk
 
 
@@ -67,6 +68,7 @@ def test_three_engines_with_the_multi_engine_file_fit_one_machine():
     config = load(FOLDER / "multi-engine.yaml")
     host, disk = machine(512), space(config.disk.path, 2000)
     for _ in range(3):
+        check_host_fits(config, host)
         taken, written = host_bytes(config, host), disk_bytes(config, disk)
         host = replace(
             host,

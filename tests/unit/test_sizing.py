@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvtier.config import parse
 from kvtier.errors import ConfigError
-from kvtier.sizing import DiskSpace, Machine, chunk_tokens, disk_bytes, host_bytes, size_host
+from kvtier.sizing import DiskSpace, Machine, Sized, check_host_fits, chunk_tokens, disk_bytes, host_bytes, size_host
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -55,50 +55,72 @@ def test_a_percentage_of_host_is_of_ram():
     assert host_bytes(host("12.5%"), MACHINE) == 8 * GIB
 
 
-def test_auto_host_is_a_quarter_of_available_ram():
-    assert host_bytes(host("auto"), MACHINE) == 12 * GIB
+def test_auto_host_is_a_quarter_of_ram():
+    assert size_host(host("auto"), replace(MACHINE, shm_bytes=40 * GIB)) == Sized(16 * GIB, "auto: 25 % of 64 GiB RAM")
 
 
-def test_auto_host_is_at_most_half_of_free_shm():
-    assert host_bytes(host("auto"), replace(MACHINE, shm_free_bytes=10 * GIB)) == 5 * GIB
-
-
-def test_the_rule_says_which_of_the_two_it_was():
-    by_shm = size_host(host("auto"), replace(MACHINE, shm_free_bytes=10 * GIB))
-    assert [size_host(host("auto"), MACHINE).rule, by_shm.rule] == [
-        "auto: 25 % of 48 GiB available RAM",
-        "auto: 50 % of 10 GiB free in /dev/shm",
-    ]
+def test_auto_host_is_at_most_half_of_shm():
+    assert size_host(host("auto"), replace(MACHINE, shm_bytes=10 * GIB)) == Sized(
+        5 * GIB, "auto: 50 % of 10 GiB /dev/shm"
+    )
 
 
 @settings(deadline=None)
-@given(st.integers(0, 1 << 50), st.integers(0, 1 << 50))
-def test_auto_host_never_takes_more_than_its_share(available, shm):
-    machine = replace(MACHINE, ram_available_bytes=available, shm_free_bytes=shm)
+@given(ram=st.integers(1, 1 << 50), shm=st.integers(1, 1 << 50))
+def test_auto_host_never_takes_more_than_its_share(ram, shm):
+    machine = replace(MACHINE, ram_bytes=ram, shm_bytes=shm)
     try:
         n_bytes = host_bytes(host("auto"), machine)
     except ConfigError:
-        assert min(available // 4, shm // 2) < 17 * MIB
+        assert min(ram // 4, shm // 2) < 17 * MIB
     else:
-        assert 16 * MIB <= n_bytes <= min(available // 4, shm // 2)
+        assert 16 * MIB <= n_bytes <= min(ram // 4, shm // 2)
 
 
-def test_a_host_larger_than_shm_is_refused_with_the_mount_that_helps():
-    message = refusal(host_bytes, host("40GiB"), MACHINE)
-    assert message == (
-        "`host.capacity` is 40GiB, but /dev/shm has 30 GiB free of 32 GiB: `mount -o remount,size=42g /dev/shm` "
-        "(in a container: --shm-size=42g), or make it smaller"
+@pytest.mark.parametrize("capacity", ["auto", "24GiB", "30%"])
+def test_the_host_size_does_not_depend_on_what_is_free(capacity):
+    busy = replace(MACHINE, ram_available_bytes=0, shm_free_bytes=0)
+    assert host_bytes(host(capacity), busy) == host_bytes(host(capacity), MACHINE)
+
+
+ENLARGE = "`mount -o remount,size=40g /dev/shm` (in a container: --shm-size=40g)"
+
+
+@pytest.mark.parametrize(
+    ("capacity", "message"),
+    [
+        (
+            "40GiB",
+            f"`host.capacity` is 40GiB, but /dev/shm has 32 GiB: {ENLARGE}, or make it smaller",
+        ),
+        ("65GiB", "`host.capacity` is 65GiB, but there are 64 GiB RAM: make it smaller, or write auto"),
+        ("1MiB", "`host.capacity` is 1MiB, less than 16 MiB, the least: make it larger"),
+    ],
+)
+def test_a_host_that_can_never_fit_is_refused_with_the_remedy(capacity, message):
+    assert refusal(host_bytes, host(capacity), MACHINE) == message
+
+
+def test_a_machine_without_shm_is_told_how_to_get_one():
+    message = refusal(host_bytes, host("auto"), replace(MACHINE, shm_bytes=0, shm_free_bytes=0))
+    assert "`host.capacity` is auto (0 B), less than 16 MiB" in message
+    assert "--shm-size=2g" in message
+
+
+def test_a_host_that_fits_what_is_free_passes():
+    check_host_fits(host("24GiB"), MACHINE)
+
+
+def test_a_host_larger_than_free_shm_is_refused_with_the_mount_that_helps():
+    assert refusal(check_host_fits, host("31GiB"), MACHINE) == (
+        "`host.capacity` is 31GiB, but /dev/shm has only 30 GiB of 32 GiB free now: "
+        "`mount -o remount,size=33g /dev/shm` (in a container: --shm-size=33g), or make it smaller"
     )
 
 
 def test_a_host_larger_than_available_ram_is_refused():
-    message = refusal(host_bytes, host("90%"), replace(MACHINE, shm_free_bytes=100 * GIB))
-    assert message.startswith("`host.capacity` is 90% (57.6 GiB), but only 48 GiB of 64 GiB RAM are available")
-
-
-def test_a_tiny_host_is_refused_however_it_comes_about():
-    assert "the least is 16 MiB" in refusal(host_bytes, host("1MiB"), MACHINE)
-    assert "--shm-size=3g" in refusal(host_bytes, host("auto"), replace(MACHINE, shm_free_bytes=0, shm_bytes=2 * GIB))
+    message = refusal(check_host_fits, host("40%"), replace(MACHINE, ram_available_bytes=8 * GIB))
+    assert message.startswith("`host.capacity` is 40% (25.6 GiB), but only 8 GiB of 64 GiB RAM are available now")
 
 
 def test_a_disk_tier_that_is_off_takes_nothing():

@@ -90,7 +90,7 @@ def test_what_does_not_fit_ends_with_2_and_the_rest_is_still_shown(call, roomy):
     assert code == 2
     assert "host     error" in out
     assert "disk   300 MiB" in out
-    assert "error: `host.capacity` is 50GiB, but /dev/shm has 32 GiB free" in out
+    assert "error: `host.capacity` is 50GiB, but /dev/shm has 32 GiB: `mount" in out
 
 
 def test_a_wrong_file_ends_with_2_and_one_line_on_stderr(call):
@@ -191,7 +191,7 @@ CHUNK_16 = {"chunk": {"tokens": 16}}
         ({"tree": {"host": {"capacity": "24MiB"}}}, "24 MiB is 12 chunks: one prompt of 192 tokens fills it"),
         (
             {"tree": {}, "machine": replace(MACHINE, shm_free_bytes=2 * GIB, shm_bytes=2 * GIB)},
-            "auto is held to 1 GiB by /dev/shm; for 15 GiB: `mount -o remount,size=30g /dev/shm`",
+            "auto is held to 1 GiB by /dev/shm; for 16 GiB: `mount -o remount,size=32g /dev/shm`",
         ),
         ({"tree": {}, "disk": replace(SPACE, free_bytes=GIB)}, "auto finds too little room"),
     ],
@@ -215,6 +215,10 @@ def test_a_chunk_that_is_not_whole_blocks_and_a_host_without_a_chunk_are_errors(
     huge = report({"host": {"capacity": "20MiB"}, "chunk": {"tokens": 1600}})
     assert [len(odd.errors), len(huge.errors)] == [1, 1]
     assert "not one chunk fits" in huge.errors[0]
+
+
+def test_what_does_not_fit_now_is_an_error():
+    assert "only 1 GiB of 32 GiB free now" in report(machine=replace(MACHINE, shm_free_bytes=GIB)).errors[0]
 
 
 def test_slots_are_counted_in_whole_pages():
