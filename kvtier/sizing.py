@@ -31,11 +31,12 @@ __all__ = [
 ]
 
 HOST_AUTO_RAM: Final = Fraction(25, 100)  # of RAM, or of the container's limit
+HOST_LEAST_BYTES: Final = 1 << 20
 HOST_AUTO_SHM: Final = Fraction(50, 100)  # of /dev/shm, where the host pool lives
-HOST_LEAST_BYTES: Final = 16 << 20
+DISK_LEAST_BYTES: Final = 16 << 20  # the store opens nothing smaller
 DISK_AUTO_FREE: Final = Fraction(20, 100)  # of the free space, the store's own files counted as free
 DISK_AUTO_MOST_BYTES: Final = 100 << 30
-DISK_LEAST_BYTES: Final = 256 << 20
+DISK_AUTO_LEAST_BYTES: Final = 256 << 20  # less is not worth a tier
 CHUNK_AUTO_BYTES: Final = 2 << 20  # below it DMA and LMDB lose throughput
 CHUNK_AUTO_MOST_TOKENS: Final = 256  # above it short prefixes are too short to be kept
 
@@ -49,7 +50,7 @@ class Sized:
 
 
 def host_bytes(config: Config, machine: Machine) -> int:
-    """Bytes of host RAM the tier may take, at least 16 MiB. Raises ConfigError when that is more than there is.
+    """Bytes of host RAM the tier may take, at least 1 MiB. Raises ConfigError when that is more than there is.
 
     The same in every process of an engine, early or late: it depends on what the machine has, never on what is free.
     Whether that much is free at the moment is for `check_host_fits` to say, once, before the pool is made.
@@ -119,11 +120,7 @@ def size_host(config: Config, machine: Machine) -> Sized:
     if n_bytes > machine.shm_bytes:
         raise ConfigError(f"{what}, but /dev/shm has {shm}: {enlarge_shm(n_bytes)}, or make it smaller")
     if n_bytes < HOST_LEAST_BYTES:
-        remedy = (
-            f"{enlarge_shm(2 << 30)}, or make it larger"
-            if machine.shm_bytes < HOST_LEAST_BYTES * 4
-            else "make it larger"
-        )
+        remedy = enlarge_shm(2 << 30) if size.is_auto else "make it larger"
         raise ConfigError(f"{what}, less than {format_bytes(HOST_LEAST_BYTES)}, the least: {remedy}")
     return Sized(n_bytes, rule)
 
@@ -145,7 +142,7 @@ def size_disk(config: Config, disk: DiskSpace) -> Sized:
         # Lock files and page rounding add a little to what was allowed: without the 31/32 a full tier would creep up.
         held = min(_steady(-(-disk.held_bytes * 31 // 32), up=True), _steady(room // 2))
         n_bytes = min(max(share, held), DISK_AUTO_MOST_BYTES)
-        if n_bytes < DISK_LEAST_BYTES:
+        if n_bytes < DISK_AUTO_LEAST_BYTES:
             return Sized(0, f"auto: too little room ({format_bytes(room)})")
         if n_bytes == DISK_AUTO_MOST_BYTES:
             return Sized(n_bytes, f"auto: the most it takes, of {format_bytes(room)} free")
@@ -155,8 +152,8 @@ def size_disk(config: Config, disk: DiskSpace) -> Sized:
     n_bytes, rule = _absolute(size, disk.total_bytes, f"of {format_bytes(disk.total_bytes)}")
     if n_bytes < DISK_LEAST_BYTES:
         raise ConfigError(
-            f"`disk.capacity` is {_is(size, n_bytes)}: the least is {format_bytes(DISK_LEAST_BYTES)}; "
-            "`disk: off` switches the tier off"
+            f"`disk.capacity` is {_is(size, n_bytes)}, less than {format_bytes(DISK_LEAST_BYTES)}, the least: "
+            "make it larger, or switch the tier off with `disk: off`"
         )
     if n_bytes > room:
         raise ConfigError(

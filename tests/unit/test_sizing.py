@@ -72,9 +72,9 @@ def test_auto_host_never_takes_more_than_its_share(ram, shm):
     try:
         n_bytes = host_bytes(host("auto"), machine)
     except ConfigError:
-        assert min(ram // 4, shm // 2) < 17 * MIB
+        assert min(ram // 4, shm // 2) < MIB
     else:
-        assert 16 * MIB <= n_bytes <= min(ram // 4, shm // 2)
+        assert MIB <= n_bytes <= min(ram // 4, shm // 2)
 
 
 @pytest.mark.parametrize("capacity", ["auto", "24GiB", "30%"])
@@ -94,7 +94,7 @@ ENLARGE = "`mount -o remount,size=40g /dev/shm` (in a container: --shm-size=40g)
             f"`host.capacity` is 40GiB, but /dev/shm has 32 GiB: {ENLARGE}, or make it smaller",
         ),
         ("65GiB", "`host.capacity` is 65GiB, but there are 64 GiB RAM: make it smaller, or write auto"),
-        ("1MiB", "`host.capacity` is 1MiB, less than 16 MiB, the least: make it larger"),
+        ("64KiB", "`host.capacity` is 64KiB, less than 1 MiB, the least: make it larger"),
     ],
 )
 def test_a_host_that_can_never_fit_is_refused_with_the_remedy(capacity, message):
@@ -103,7 +103,7 @@ def test_a_host_that_can_never_fit_is_refused_with_the_remedy(capacity, message)
 
 def test_a_machine_without_shm_is_told_how_to_get_one():
     message = refusal(host_bytes, host("auto"), replace(MACHINE, shm_bytes=0, shm_free_bytes=0))
-    assert "`host.capacity` is auto (0 B), less than 16 MiB" in message
+    assert "`host.capacity` is auto (0 B), less than 1 MiB" in message
     assert "--shm-size=2g" in message
 
 
@@ -144,7 +144,9 @@ def test_what_the_tier_holds_counts_as_room_for_it():
 
 
 def test_a_tiny_disk_tier_is_refused_with_the_way_to_switch_it_off():
-    assert "`disk: off` switches the tier off" in refusal(disk_bytes, disk("1MiB"), SPACE)
+    assert refusal(disk_bytes, disk("15MiB"), SPACE) == (
+        "`disk.capacity` is 15MiB, less than 16 MiB, the least: make it larger, or switch the tier off with `disk: off`"
+    )
 
 
 def test_auto_disk_is_a_fifth_of_free_space():
