@@ -6,7 +6,7 @@ KvtierError
 │   ├── FrameCorruptError  the bytes are not what was written
 │   └── FrameForeignError  sound, but not ours: another key, namespace, codec or format version
 └── StoreError             the medium failed: full, unreadable, gone
-    └── StoreFullError     no room in that shard; nothing of the batch was written
+    └── StoreFullError     no room in that shard; none of the puts was written
 
 Only adapters (`kvtier.engines`) and tiers catch KvtierError: they turn it into a miss and a counter.
 """
@@ -39,4 +39,4 @@ class StoreError(KvtierError):
 
 
 class StoreFullError(StoreError):
-    """A shard has no room for a batch; nothing of the batch was written."""
+    """A shard has no room for a batch; none of its puts was written, its deletes took place."""

@@ -37,13 +37,17 @@ class Store(Protocol):
     def write(self, shard: int, puts: Sequence[tuple[ChunkKey, memoryview]], deletes: Sequence[ChunkKey]) -> None:
         """Apply deletes, then puts, to one shard.
 
-        Atomic: after a crash or an error either all of it happened or none. Deleting an absent key is no error; putting
-        a present key replaces it. Raises StoreFullError when the shard has no room (nothing is changed).
+        Atomic: after a crash or an error either all of it happened or none, save that StoreFullError (the shard has no
+        room for the puts) applies the deletes and none of the puts: space only comes back that way. Deleting an absent
+        key is no error; putting a present key replaces it; of a key put twice the last frame stays.
         """
         ...
 
     def read(self, shard: int, key: ChunkKey) -> AbstractContextManager[memoryview | None]:
-        """Borrow a frame's bytes for the length of the `with` block; None when absent. The view dies with the block."""
+        """Borrow a frame's bytes for the length of the `with` block; None when absent. The view dies with the block.
+
+        The bytes are as the medium gives them: only opening the frame tells whether they are the ones written.
+        """
         ...
 
     def sync(self) -> None:

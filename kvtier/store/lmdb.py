@@ -1,0 +1,360 @@
+"""LmdbStore: frames in many small LMDB environments under one directory. The only module that speaks to lmdb.
+
+Small, because with frames of varying size and random victims the search for free pages grows with the map: 24 GiB falls
+from 0.6 to 0.1 GB/s of writes, 1 GiB holds its speed. docs/format.md describes the directory byte by byte.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import lmdb
+
+from kvtier.errors import StoreError, StoreFullError
+from kvtier.store.directory import LOCK, OUR_NAMES, Settled, Summary, lock_path, settle, shard_path
+from kvtier.store.manifest import check_capacity, read_manifest
+from kvtier.store.private import DirectoryLock, create_file, secure_directory
+from kvtier.types import ChunkKey, Record
+
+SHARD_MAP_BYTES: Final = 1 << 30
+"""Writing under churn with random victims, one thread, flat over six times the map: frames of 0.65-0.8 MB 1.2 GB/s with
+maps of 1 GiB, 0.9 with 2 GiB; frames of 0.17-0.2 MB 0.8 and 0.6."""
+
+LIVE_SHARE: Final = 0.8
+"""Live bytes per map byte. The rest absorbs what LMDB frees one transaction late, free-list pages and fragmentation."""
+
+FRAMES_PER_SHARD: Final = 128
+"""With frames above 1/100 of the map, the holes that others leave stop being large enough: at 1/43 every 15th write
+finds none."""
+
+_ENTRY_BYTES = 512  # of both B-trees per frame, when pages are as empty as LMDB lets them become
+_OVERFLOW_HEADER_BYTES = 16
+_INDEX = struct.Struct("<QQ")  # frame bytes, written_ns
+_DATABASES = (b"frames", b"index")
+
+
+def shard_map_bytes_for(chunk_bytes: int) -> int:
+    """The map size for an engine whose chunks are `chunk_bytes`: large enough for `FRAMES_PER_SHARD` of them."""
+    return max(SHARD_MAP_BYTES, FRAMES_PER_SHARD * chunk_bytes)
+
+
+class LmdbStore:
+    """The disk store. Made by `LmdbStore.open`; the files never exceed the capacity given there, whatever happens.
+
+    Reads and writes come from any thread; LMDB lets one writer per shard at a time in and makes the others wait.
+    Several processes may have one directory open. No store may be carried over a fork or opened twice in a process.
+    """
+
+    def __init__(
+        self, shards: list[_Shard], lock: DirectoryLock, settled: Settled, clock_ns: Callable[[], int]
+    ) -> None:
+        self._shards = shards
+        self._lock = lock
+        self._clock_ns = clock_ns
+        self._page_bytes = shards[0].page_bytes
+        self._map_bytes = settled.manifest.map_bytes
+        self.capacity_bytes: Final = settled.manifest.capacity_bytes
+        """Bound of all files together, as the process that settled the directory was given it."""
+        self.notices: Final = settled.notices
+        """What the operator should know of this opening, one line each; the caller logs them."""
+        self.dropped_frames: Final = settled.dropped_frames
+        """Frames removed by this opening because the capacity is smaller than before."""
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        capacity_bytes: int,
+        *,
+        shard_map_bytes: int = SHARD_MAP_BYTES,
+        inspect: bool = False,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> Self:
+        """Open the store at `path`, creating, growing or shrinking it to `capacity_bytes` if nobody else has it open.
+
+        Shards are as long as makes the most of the capacity, about `shard_map_bytes`, and longer when that would take
+        more than 256. When the machine was restarted since the last use, power may have been lost, and every shard's
+        structure is walked first (60 ms per GiB); `inspect` does so in any case. Damaged shards are set aside. Blocks
+        for up to 30 s while another process opens the same directory.
+
+        Raises ConfigError for a capacity below 16 MiB. Raises StoreError when the directory cannot be used: a symlink,
+        another user's, not writable, or of a newer format.
+        """
+        check_capacity(capacity_bytes)
+        secure_directory(path, OUR_NAMES)
+        lock = DirectoryLock(path / LOCK)
+        shards: list[_Shard] = []
+        try:
+            settled = _settle(path, capacity_bytes, shard_map_bytes, lock, inspect=inspect)
+            for number in settled.manifest.shards:
+                shards.append(_Shard(shard_path(path, number), settled.manifest.map_bytes))  # noqa: PERF401 - closed below
+            return cls(shards, lock, settled, clock_ns)
+        except BaseException as error:
+            for shard in shards:
+                shard.close()
+            lock.release()
+            if isinstance(error, OSError):
+                raise StoreError(f"{path} cannot be opened as a store: {error}") from error
+            raise
+
+    @property
+    def n_shards(self) -> int:
+        """Number of environments."""
+        return len(self._shards)
+
+    @property
+    def shard_bytes(self) -> int:
+        """Live bytes per environment: `LIVE_SHARE` of its map."""
+        return int(self._map_bytes * LIVE_SHARE)
+
+    def frame_cost(self, n_bytes: int) -> int:
+        """Whole pages, and the frame's share of both B-trees at their emptiest."""
+        return -(-(n_bytes + _OVERFLOW_HEADER_BYTES) // self._page_bytes) * self._page_bytes + _ENTRY_BYTES
+
+    def file_bytes(self) -> int:
+        """Disk space the shard files occupy now. They only grow into it: space of deleted frames is used again."""
+        try:
+            return sum(shard.path.stat().st_blocks * 512 for shard in self._shards)
+        except OSError as error:
+            raise StoreError(f"{error.filename} is gone: {error.strerror}") from error
+
+    def scan(self) -> Iterator[Record]:
+        """Every frame, shard by shard, from the index alone."""
+        for number, shard in enumerate(self._shards):
+            yield from shard.records(number)
+
+    def write(self, shard: int, puts: Sequence[tuple[ChunkKey, memoryview]], deletes: Sequence[ChunkKey]) -> None:
+        """Apply deletes, then puts, in one transaction; StoreFullError applies the deletes alone."""
+        self._shards[shard].write(dict(puts), deletes, self._clock_ns())
+
+    def read(self, shard: int, key: ChunkKey) -> AbstractContextManager[memoryview | None]:
+        """Borrow a frame's bytes, in place in the map.
+
+        When what is stored contradicts the index the view is empty, which no frame is: it does not verify.
+        """
+        return _Borrowed(self._shards[shard], key)
+
+    def sync(self) -> None:
+        """Force what was written since the last call to the medium. Takes as long as the medium needs."""
+        for shard in self._shards:
+            shard.sync()
+
+    def close(self) -> None:
+        """Close all environments. What was written is in the page cache; `sync` first to have it on the medium."""
+        for shard in self._shards:
+            shard.close()
+        self._lock.release()
+
+
+class _Shard:
+    """One environment: its file, its two databases."""
+
+    __slots__ = ("_dirty", "_env", "_file", "_frames", "_index", "_map_bytes", "page_bytes", "path")
+
+    def __init__(self, path: Path, map_bytes: int) -> None:
+        self.path = path
+        self._map_bytes = map_bytes
+        self._dirty = False
+        try:
+            status = path.stat()
+            self._file = status.st_dev, status.st_ino
+            self._env = _open_env(path, map_bytes)
+            self._frames, self._index = (self._env.open_db(name, create=False) for name in _DATABASES)
+            self._env.reader_check()  # a killed process left its reader's slot; its pages would never be used again
+            self.page_bytes: int = self._env.stat()["psize"]
+        except (lmdb.Error, OSError) as error:
+            raise StoreError(_explain(path, "cannot be opened", error)) from error
+
+    def begin(self) -> lmdb.Transaction:
+        """A read transaction. StoreError when the file is not what was opened."""
+        try:
+            self._check_file()
+            return self._env.begin(buffers=True)
+        except (lmdb.Error, OSError) as error:
+            raise StoreError(_explain(self.path, "cannot be read", error)) from error
+
+    def find(self, txn: lmdb.Transaction, key: ChunkKey) -> memoryview | None:
+        """The frame of `key`, None when absent, empty when index and frame do not agree."""
+        try:
+            entry = txn.get(key, db=self._index)
+            frame = txn.get(key, db=self._frames)
+        except lmdb.Error as error:
+            raise StoreError(_explain(self.path, "cannot be read", error)) from error
+        if entry is None and frame is None:
+            return None
+        # LMDB does not check a length against its map: a damaged one must not be followed beyond it.
+        if entry is None or frame is None or len(entry) != _INDEX.size or _INDEX.unpack(entry)[0] != len(frame):
+            return memoryview(b"")
+        return memoryview(frame)
+
+    def records(self, number: int) -> list[Record]:
+        try:
+            self._check_file()
+            with self._env.begin() as txn, txn.cursor(db=self._index) as cursor:
+                return [Record(ChunkKey(key), number, *_INDEX.unpack(entry)) for key, entry in cursor.iternext()]
+        except (lmdb.Error, OSError, struct.error) as error:
+            raise StoreError(_explain(self.path, "has an index that cannot be read", error)) from error
+
+    def write(self, puts: dict[ChunkKey, memoryview], deletes: Sequence[ChunkKey], written_ns: int) -> None:
+        try:
+            self._check_file()
+            try:
+                self._apply(puts, deletes, written_ns)
+            except lmdb.MapFullError:
+                if self._env.reader_check():
+                    self._apply(puts, deletes, written_ns)  # a killed process had kept freed pages from being used
+                else:
+                    self._apply({}, deletes, written_ns)
+                    raise
+        except lmdb.MapFullError as error:
+            raise StoreFullError(f"{self.path} has no room for {len(puts)} frames; delete more from it") from error
+        except (lmdb.Error, OSError) as error:
+            raise StoreError(_explain(self.path, "cannot be written", error)) from error
+
+    def _apply(self, puts: dict[ChunkKey, memoryview], deletes: Sequence[ChunkKey], written_ns: int) -> None:
+        with self._env.begin(write=True) as txn:
+            for key in deletes:
+                txn.delete(key, db=self._index)
+                txn.delete(key, db=self._frames)
+            for key, frame in puts.items():
+                txn.put(key, _INDEX.pack(len(frame), written_ns), db=self._index)
+                txn.put(key, frame, db=self._frames)
+            self._dirty = True
+
+    def sync(self) -> None:
+        if not self._dirty:
+            return
+        self._dirty = False
+        try:
+            self._env.sync(True)
+        except (lmdb.Error, OSError) as error:
+            self._dirty = True
+            raise StoreError(_explain(self.path, "cannot be synced", error)) from error
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _check_file(self) -> None:
+        """The mapping outlives its file: reading past a new end is SIGBUS, writing to a removed file leads nowhere."""
+        status = os.stat(self.path)  # noqa: PTH116 - once per read; Path.stat doubles its 1.5 us
+        if (status.st_dev, status.st_ino) != self._file:
+            raise OSError("the file was replaced since it was opened")
+        if status.st_size < self._map_bytes:
+            raise OSError(f"the file was cut to {status.st_size} bytes since it was opened")
+
+
+class _Borrowed:
+    """The `with` block of one read: a read transaction and the view into the map that lives no longer."""
+
+    __slots__ = ("_frame", "_key", "_shard", "_txn")
+
+    def __init__(self, shard: _Shard, key: ChunkKey) -> None:
+        self._shard = shard
+        self._key = key
+
+    def __enter__(self) -> memoryview | None:
+        self._txn = self._shard.begin()
+        self._frame: memoryview | None = None
+        try:
+            self._frame = self._shard.find(self._txn, self._key)
+        except BaseException:
+            self._txn.abort()
+            raise
+        return self._frame
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        # An array over the view may still hang on the traceback of an error; it then dies with that.
+        with suppress(BufferError):
+            if self._frame is not None:
+                self._frame.release()
+        self._txn.abort()
+
+
+class _Files:
+    """What `settle` asks of LMDB."""
+
+    def create(self, path: Path, map_bytes: int) -> None:
+        lock_path(path).unlink(missing_ok=True)
+        create_file(path)
+        create_file(lock_path(path))
+        try:
+            with _open_env(path, map_bytes) as env:
+                for name in _DATABASES:
+                    env.open_db(name)
+                # From birth as long as its map: a file that is shorter later on has lost something. Takes no disk.
+                os.truncate(path, map_bytes)
+                env.sync(True)
+        except (lmdb.Error, OSError) as error:
+            raise StoreError(_explain(path, "cannot be created", error)) from error
+
+    def probe(self, path: Path, map_bytes: int) -> None:
+        _Shard(path, map_bytes).close()
+
+    def summarize(self, path: Path, map_bytes: int) -> Summary:
+        shard = _Shard(path, map_bytes)
+        try:
+            records = shard.records(0)
+        finally:
+            shard.close()
+        return Summary(len(records), max((record.written_ns for record in records), default=0))
+
+    def inspect(self, path: Path) -> str | None:
+        try:
+            from lmdb.verify import VerifyError, verify  # noqa: PLC0415 - lmdb before 3.0 has none
+        except ImportError:
+            return None
+        try:
+            return next(iter(verify(os.fspath(path), subdir=False)), None)
+        except VerifyError as error:
+            return str(error)
+
+
+def _open_env(path: Path, map_bytes: int) -> lmdb.Environment:
+    return lmdb.open(
+        os.fspath(path),
+        subdir=False,
+        map_size=map_bytes,
+        max_dbs=len(_DATABASES),
+        mode=0o600,
+        sync=False,  # `LmdbStore.sync` does it, on a timer; a killed process loses nothing without
+        writemap=False,  # a full disk would be SIGBUS instead of an error
+        readahead=True,  # cold reads: 1 GB/s; without 0.1, each page a fault of its own
+        lock=True,
+        max_spare_txns=8,  # as many reads at once reuse their transaction; each keeps one of 126 reader slots
+    )
+
+
+def _settle(path: Path, capacity_bytes: int, target_map_bytes: int, lock: DirectoryLock, *, inspect: bool) -> Settled:
+    """Settle the directory if nobody else has it open, then hold it together with others."""
+    settled = None
+    if lock.acquire():
+        settled = settle(path, capacity_bytes, target_map_bytes, _Files(), inspect=inspect)
+        lock.share()
+    manifest = read_manifest(path)  # as it is now: another process may have come between
+    if manifest is None:
+        raise StoreError(f"{path} lost its manifest while it was opened; stop its other users and start again")
+    notices = settled.notices if settled else []
+    if manifest.capacity_bytes != capacity_bytes:
+        notices.append(
+            f"{path} is in use by another process with a capacity of {manifest.capacity_bytes} bytes; "
+            f"{capacity_bytes} takes effect when it is opened alone"
+        )
+    return Settled(manifest, notices, settled.dropped_frames if settled else 0)
+
+
+def _explain(path: Path, what: str, error: Exception) -> str:
+    remedy = ""
+    if isinstance(error, lmdb.DiskError):
+        remedy = "; the disk is full: free space or lower the disk capacity"
+    elif isinstance(error, OSError) and error.strerror:
+        return f"{path} {what}: {error.strerror}"
+    return f"{path} {what}: {error}{remedy}"

@@ -1,0 +1,100 @@
+"""What an LMDB data file says of itself, read with plain file reads and never mapped: file -> damage in words.
+
+liblmdb trusts the files it maps. A file cut short ends the process with SIGBUS at the first page that is missing, and a
+header that names a page beyond the end does the same, so both are found here before liblmdb sees the file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+# LMDB data version 1 (0.9.x) on a 64-bit machine, native byte order: a page header of 16 bytes, then MDB_meta.
+_ORDER = "<" if sys.byteorder == "little" else ">"
+_PAGE_FLAGS = struct.Struct(f"{_ORDER}10xH")
+_META = struct.Struct(f"{_ORDER}16xIIQQI92xQQ")
+_MAGIC = 0xBEEFC0DE
+_DATA_VERSION = 1
+_P_META = 0x08
+_MIN_PAGE_BYTES, _MAX_PAGE_BYTES = 512, 0x8000
+
+
+class LmdbMeta(NamedTuple):
+    """The newer of a file's two meta pages."""
+
+    page_bytes: int
+    last_page: int  # highest page number in use
+    txn_id: int
+
+    @property
+    def used_bytes(self) -> int:
+        """What the file must at least hold."""
+        return (self.last_page + 1) * self.page_bytes
+
+
+def read_meta(fd: int) -> LmdbMeta:
+    """The meta page that liblmdb would choose. ValueError when the file is not an LMDB data file it could open."""
+    first = _parse_meta(os.pread(fd, _META.size, 0), "first")
+    second = _parse_meta(os.pread(fd, _META.size, first.page_bytes), "second")
+    if second.page_bytes != first.page_bytes:
+        raise ValueError("its two meta pages disagree on the page size")
+    return first if first.txn_id >= second.txn_id else second
+
+
+def _parse_meta(page: bytes, which: str) -> LmdbMeta:
+    if len(page) < _META.size:
+        raise ValueError(f"its {which} meta page is cut short")
+    (flags,) = _PAGE_FLAGS.unpack_from(page)
+    magic, version, _address, _map_bytes, page_bytes, last_page, txn_id = _META.unpack(page)
+    if not flags & _P_META or magic != _MAGIC:
+        raise ValueError(f"its {which} page is not an LMDB meta page")
+    if version != _DATA_VERSION:
+        raise ValueError(f"its {which} meta page has data version {version}, expected {_DATA_VERSION}")
+    if not _MIN_PAGE_BYTES <= page_bytes <= _MAX_PAGE_BYTES or page_bytes & (page_bytes - 1):
+        raise ValueError(f"its {which} meta page has pages of {page_bytes} bytes")
+    return LmdbMeta(page_bytes, last_page, txn_id)
+
+
+def cut_back(path: Path, map_bytes: int) -> None:
+    """Shorten a file that is longer than `map_bytes` but uses no more: it was lengthened and never opened since."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if os.fstat(fd).st_size > map_bytes >= read_meta(fd).used_bytes:
+            os.ftruncate(fd, map_bytes)
+    except ValueError:
+        return  # find_damage says what is wrong with it
+    finally:
+        os.close(fd)
+
+
+def find_damage(path: Path, map_bytes: int) -> str | None:
+    """Why liblmdb must not be given `path` as a shard of `map_bytes`, or None when the file is whole from outside.
+
+    A shard file is exactly as long as its map from birth (its unwritten parts take no disk), so a shorter one has lost
+    something. Raises OSError only for what is no fault of the file: too many open files, an unreadable medium.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return "it is missing"
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return "it is not a regular file"
+        if status.st_size != map_bytes:
+            return f"it is {status.st_size} bytes long, expected {map_bytes}"
+        meta = read_meta(fd)
+        if meta.used_bytes > map_bytes:
+            return f"its meta page claims {meta.used_bytes} bytes of {map_bytes}"
+    except ValueError as error:
+        return str(error)
+    finally:
+        os.close(fd)
+    return None

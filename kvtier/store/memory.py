@@ -1,0 +1,81 @@
+"""MemoryStore: frames in dictionaries. The reference of the Store protocol, and the store of tests and simulations."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from kvtier.errors import StoreFullError
+from kvtier.types import ChunkKey, Record
+
+
+class _Kept(NamedTuple):
+    frame: bytes
+    written_ns: int
+
+
+class MemoryStore:
+    """Holds up to `shard_bytes` of frames in each of `n_shards` dictionaries. Forgets everything with the process."""
+
+    def __init__(self, n_shards: int, shard_bytes: int, *, clock_ns: Callable[[], int] = time.time_ns) -> None:
+        assert n_shards >= 1
+        self._shards: list[dict[ChunkKey, _Kept]] = [{} for _ in range(n_shards)]
+        self._shard_bytes = shard_bytes
+        self._clock_ns = clock_ns
+        self._lock = threading.Lock()
+
+    @property
+    def n_shards(self) -> int:
+        """Number of dictionaries."""
+        return len(self._shards)
+
+    @property
+    def shard_bytes(self) -> int:
+        """Bytes of frames that one dictionary takes."""
+        return self._shard_bytes
+
+    def frame_cost(self, n_bytes: int) -> int:
+        """The frame itself: nothing is rounded here."""
+        return n_bytes
+
+    def scan(self) -> Iterator[Record]:
+        """Every frame, in the order of writing."""
+        for shard, kept in enumerate(self._shards):
+            for key, (frame, written_ns) in list(kept.items()):
+                yield Record(key, shard, len(frame), written_ns)
+
+    def write(self, shard: int, puts: Sequence[tuple[ChunkKey, memoryview]], deletes: Sequence[ChunkKey]) -> None:
+        """Apply deletes, then puts; StoreFullError applies the deletes alone."""
+        kept = self._shards[shard]
+        frames = {key: bytes(frame) for key, frame in puts}
+        written_ns = self._clock_ns()
+        with self._lock:
+            for key in deletes:
+                kept.pop(key, None)
+            stays = sum(len(old.frame) for key, old in kept.items() if key not in frames)
+            if stays + sum(map(len, frames.values())) > self._shard_bytes:
+                raise StoreFullError(
+                    f"shard {shard} holds {stays} of {self._shard_bytes} bytes: no room for {len(frames)} frames"
+                )
+            for key, frame in frames.items():
+                kept.pop(key, None)  # a replaced frame is the newest again
+                kept[key] = _Kept(frame, written_ns)
+
+    @contextmanager
+    def read(self, shard: int, key: ChunkKey) -> Iterator[memoryview | None]:
+        """Borrow a frame's bytes."""
+        kept = self._shards[shard].get(key)
+        if kept is None:
+            yield None
+            return
+        with memoryview(kept.frame) as frame:
+            yield frame
+
+    def sync(self) -> None:
+        """Nothing survives a power loss here."""
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,143 @@
+"""Files that are this user's alone: directories 0700, files 0600, nothing reached through a symlink."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+import time
+from pathlib import Path
+from typing import Self
+
+from kvtier.errors import StoreError
+
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def secure_directory(path: Path, ours: re.Pattern[str]) -> None:
+    """Make `path` a directory that only this user can enter, or raise StoreError with what stands in the way.
+
+    An existing directory is closed to others only if everything in it has a name that `ours` matches: a user who points
+    at a home directory by mistake must not lose the use of it.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            raise StoreError(f"{path} is a symlink; name the directory that it points to")
+        if status.st_uid != os.geteuid():
+            raise StoreError(
+                f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}; use a directory of your own"
+            )
+        parent = path.absolute().parent
+        if parent.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            raise StoreError(f"{parent} can be written by everyone, who could replace {path.name}; use another place")
+        if status.st_mode & _OTHERS:
+            strangers = sorted(entry.name for entry in path.iterdir() if not ours.fullmatch(entry.name))
+            if strangers:
+                raise StoreError(
+                    f"{path} is open to other users and holds {strangers[0]!r}, which is not kvtier's; "
+                    f"use a directory for kvtier alone, or chmod 700 it yourself"
+                )
+            path.chmod(0o700)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be used as a directory: {error.strerror or error}") from error
+
+
+def create_file(path: Path) -> None:
+    """Create an empty file that only this user can read; FileExistsError when anything is there already."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+
+
+def keep_private(path: Path) -> None:
+    """Close an existing file to others; remove what is at `path` if it is no regular file of ours."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        path.unlink()
+    elif status.st_mode & _OTHERS:
+        path.chmod(0o600)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Give `path` new content, all of it or none, also over a power loss."""
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)
+    fd = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, content)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    draft.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make names created or removed in `path` survive a power loss."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class DirectoryLock:
+    """Who may use a directory: many share it, or one alone rearranges it. Ends with the process, however that ends.
+
+    A flock belongs to the open file, so two holders in one process exclude each other like two processes do.
+    """
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._fd = os.open(path, flags, 0o600)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be opened: {error.strerror}") from error
+        self._path = path
+
+    def acquire(self, timeout_s: float = 30.0) -> bool:
+        """Hold the directory alone (True) or, when others use it, together with them (False).
+
+        Waits while another one rearranges it; StoreError when that takes longer than `timeout_s`.
+        """
+        give_up_s = time.monotonic() + timeout_s
+        while True:
+            for mode in (fcntl.LOCK_EX, fcntl.LOCK_SH):
+                if self._try(mode):
+                    return mode == fcntl.LOCK_EX
+            if time.monotonic() > give_up_s:
+                raise StoreError(f"{self._path} is locked by another process since {timeout_s:.0f} s; stop it or wait")
+            time.sleep(0.01)
+
+    def share(self) -> None:
+        """Let others in again. They may have rearranged the directory before this returns."""
+        give_up_s = time.monotonic() + 30.0
+        while not self._try(fcntl.LOCK_SH):
+            if time.monotonic() > give_up_s:
+                raise StoreError(f"{self._path} is locked by another process; stop it or wait")
+            time.sleep(0.01)
+
+    def release(self) -> None:
+        """Let go."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _try(self, mode: int) -> bool:
+        try:
+            fcntl.flock(self._fd, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise StoreError(f"{self._path} cannot be locked: {error.strerror}; use a local file system") from error
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
