@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from typing import Any
 
 
@@ -52,6 +53,15 @@ def _generate(llm: Any, call: dict[str, Any]) -> list[dict[str, Any]]:
     return _outputs(llm.generate(prompts, params, use_tqdm=False, lora_request=lora))
 
 
+def _reset(llm: Any, connector: bool) -> bool:
+    deadline = time.monotonic() + 20
+    while not llm.reset_prefix_cache(reset_connector=connector):  # refused while a copy still reads a block
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def _metrics(llm: Any) -> dict[str, float]:
     values: dict[str, float] = {}
     for metric in llm.get_metrics():
@@ -84,7 +94,7 @@ def main() -> None:
             case "generate":
                 answer(_generate(llm, call))
             case "reset":
-                answer(llm.reset_prefix_cache(reset_connector=call["connector"]))
+                answer(_reset(llm, call["connector"]))
             case "block_hashes":
                 answer(llm.collective_rpc(_block_hashes))
             case "metrics":

@@ -14,7 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransfe
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.worker import OffloadingConnectorWorker
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
-from kvtier.engines.vllm import compat, settings
+from kvtier.engines.vllm import compat, plugin, settings
 from kvtier.engines.vllm.manager import KVTierManager
 from kvtier.engines.vllm.metrics import without_ours
 from kvtier.engines.vllm.namespace import adapter_fingerprint
@@ -45,8 +45,9 @@ class KVTierConnector(OffloadingConnector):
             raise ConfigError(
                 "kvtier: the host pool is shared memory of one node; multi-node engines are not supported"
             )
-        if role == KVConnectorRole.SCHEDULER and (warning := compat.version_warning(vllm_version)):
-            _LOG.warning("kvtier: %s", warning)
+        if role == KVConnectorRole.SCHEDULER:
+            for warning in filter(None, (compat.version_warning(vllm_version), plugin.excluded())):
+                _LOG.warning("kvtier: %s", warning)
         config = settings.settle(vllm_config)
         settings.settle_chunk(vllm_config, kv_cache_config, config)
         token = ENGINE.set(vllm_config)

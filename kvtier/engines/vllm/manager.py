@@ -25,7 +25,7 @@ from kvtier import build
 from kvtier.engines.vllm.metadata import ImpossibleLoadSpec
 from kvtier.engines.vllm.metrics import to_connector_stats
 from kvtier.engines.vllm.namespace import build_namespace
-from kvtier.engines.vllm.settings import settle
+from kvtier.engines.vllm.settings import engines_here, settle
 from kvtier.keys import NO_ADAPTER
 from kvtier.observe.stats import Stats
 from kvtier.types import ChunkKey, Geometry, Lookup, Source
@@ -88,13 +88,12 @@ class KVTierManager(OffloadingManager):
     def build(cls, vllm_config: Any, spec: Any, pool: memoryview) -> KVTierManager:
         """Open the tiers over the mapped host pool. EngineCore, main thread, once."""
         config = settle(vllm_config)
-        parallel = spec.config.parallel
+        n_engines = engines_here(vllm_config)
         geometry = Geometry(
             chunk_bytes=spec.kv_bytes_per_chunk,
             tokens_per_chunk=max(spec.tokens_per_block) * spec.blocks_per_chunk,
             dtype=spec.config.model.dtype,
         )
-        many = parallel.data_parallel_size > 1
         return cls(
             build.build(
                 config,
@@ -103,8 +102,8 @@ class KVTierManager(OffloadingManager):
                 build_namespace(vllm_config, spec.config, spec.kv_bytes_per_chunk),
                 report=_LOG.warning,
                 emit=_LOG.info,
-                sub_folder=f"dp-{parallel.data_parallel_index}" if many else "",
-                disk_share=parallel.data_parallel_size if many else 1,
+                sub_folder=f"dp-{spec.config.parallel.data_parallel_index}" if n_engines > 1 else "",
+                disk_share=n_engines,
             )
         )
 

@@ -30,6 +30,17 @@ def register() -> None:
         _LOG.warning("kvtier could not register with this vLLM and stays out of the way: %r", error)
 
 
+def excluded() -> str | None:
+    """One line for the operator if VLLM_PLUGINS keeps vLLM from loading this plugin, else None."""
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is None or CONNECTOR in (name.strip() for name in allowed.split(",")):
+        return None
+    return (
+        f"VLLM_PLUGINS={allowed!r} does not name kvtier, so vLLM does not know --kv-connector kvtier: "
+        f"add kvtier to the list or unset it"
+    )
+
+
 def _register_connector() -> None:
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory  # noqa: PLC0415 - heavy
 

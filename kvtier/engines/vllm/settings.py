@@ -25,24 +25,29 @@ def settle(vllm_config: Any) -> Config:
     if unknown:
         raise ConfigError(
             f"kv_connector_extra_config: unknown key `{unknown[0]}`; kvtier reads `kvtier` (the YAML's content) or "
-            f"`kvtier_config` (its path)"
+            f"`config` (its path)"
         )
     if "kvtier" in extra:
         config = kvtier_config.parse(extra["kvtier"], origin="kv_connector_extra_config.kvtier")
-    elif "kvtier_config" in extra:
-        config = kvtier_config.load(Path(extra["kvtier_config"]))
+    elif "config" in extra:
+        config = kvtier_config.load(Path(extra["config"]))
     else:
         config = kvtier_config.parse({})
     extra["kvtier"] = config.to_tree()
     extra["spec_name"] = "KVTierSpec"
     extra["spec_module_path"] = "kvtier.engines.vllm.spec"
     extra["offload_prompt_only"] = not config.offload.generated
-    extra["cpu_bytes_to_use"] = sizing.host_bytes(config, sizing.Machine.here())
+    extra["cpu_bytes_to_use"] = sizing.host_bytes(config, sizing.Machine.here()) // engines_here(vllm_config)
     transfer.kv_load_failure_policy = "recompute"
     return config
 
 
-_KNOWN = {"kvtier", "kvtier_config", "spec_name", "spec_module_path", "offload_prompt_only", "cpu_bytes_to_use",
+def engines_here(vllm_config: Any) -> int:
+    """Data-parallel engines that run under this configuration on this node: they share its capacities evenly."""
+    return max(1, vllm_config.parallel_config.data_parallel_size_local)
+
+
+_KNOWN = {"kvtier", "config", "spec_name", "spec_module_path", "offload_prompt_only", "cpu_bytes_to_use",
           "blocks_per_chunk"}  # fmt: skip
 
 
