@@ -38,8 +38,9 @@ class Store(Protocol):
         """Apply deletes, then puts, to one shard.
 
         Atomic: after a crash or an error either all of it happened or none, save that StoreFullError (the shard has no
-        room for the puts) applies the deletes and none of the puts: space only comes back that way. Deleting an absent
-        key is no error; putting a present key replaces it; of a key put twice the last frame stays.
+        room for the puts) applies the deletes, if it can, and none of the puts: space only comes back that way, and the
+        caller may repeat them. Deleting an absent key is no error; putting a present key replaces it; of a key put
+        twice the last frame stays.
         """
         ...
 

@@ -30,6 +30,10 @@ maps of 1 GiB, 0.9 with 2 GiB; frames of 0.17-0.2 MB 0.8 and 0.6."""
 LIVE_SHARE: Final = 0.8
 """Live bytes per map byte. The rest absorbs what LMDB frees one transaction late, free-list pages and fragmentation."""
 
+_FULL_SHARE = 0.95
+"""Pages a shard may have in use, those that a batch replaces included. LMDB needs free pages even to delete: a map
+filled to the last page could never be emptied again."""
+
 FRAMES_PER_SHARD: Final = 128
 """With frames above 1/100 of the map, the holes that others leave stop being large enough: at 1/43 every 15th write
 finds none."""
@@ -156,7 +160,7 @@ class LmdbStore:
 class _Shard:
     """One environment: its file, its two databases."""
 
-    __slots__ = ("_dirty", "_env", "_file", "_frames", "_index", "_map_bytes", "page_bytes", "path")
+    __slots__ = ("_dirty", "_env", "_file", "_frames", "_full_pages", "_index", "_map_bytes", "page_bytes", "path")
 
     def __init__(self, path: Path, map_bytes: int) -> None:
         self.path = path
@@ -169,6 +173,7 @@ class _Shard:
             self._frames, self._index = (self._env.open_db(name, create=False) for name in _DATABASES)
             self._env.reader_check()  # a killed process left its reader's slot; its pages would never be used again
             self.page_bytes: int = self._env.stat()["psize"]
+            self._full_pages = int(map_bytes * _FULL_SHARE) // self.page_bytes
         except (lmdb.Error, OSError) as error:
             raise StoreError(_explain(path, "cannot be opened", error)) from error
 
@@ -208,18 +213,21 @@ class _Shard:
             try:
                 self._apply(puts, deletes, written_ns)
             except lmdb.MapFullError:
-                if self._env.reader_check():
-                    self._apply(puts, deletes, written_ns)  # a killed process had kept freed pages from being used
-                else:
-                    self._apply({}, deletes, written_ns)
+                if not self._env.reader_check():
                     raise
+                self._apply(puts, deletes, written_ns)  # a killed reader had kept freed pages from being used
         except lmdb.MapFullError as error:
+            if deletes and puts:
+                with suppress(StoreFullError):  # the puts' own says it
+                    self.write({}, deletes, written_ns)
             raise StoreFullError(f"{self.path} has no room for {len(puts)} frames; delete more from it") from error
         except (lmdb.Error, OSError) as error:
             raise StoreError(_explain(self.path, "cannot be written", error)) from error
 
     def _apply(self, puts: dict[ChunkKey, memoryview], deletes: Sequence[ChunkKey], written_ns: int) -> None:
         with self._env.begin(write=True) as txn:
+            if puts and self._pages(txn) + sum(map(self._frame_pages, puts.values())) > self._full_pages:
+                raise lmdb.MapFullError("this shard's share of pages in use")
             for key in deletes:
                 txn.delete(key, db=self._index)
                 txn.delete(key, db=self._frames)
@@ -227,6 +235,13 @@ class _Shard:
                 txn.put(key, _INDEX.pack(len(frame), written_ns), db=self._index)
                 txn.put(key, frame, db=self._frames)
             self._dirty = True
+
+    def _pages(self, txn: lmdb.Transaction) -> int:
+        trees = (txn.stat(database) for database in (self._frames, self._index))
+        return sum(tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"] for tree in trees)
+
+    def _frame_pages(self, frame: memoryview) -> int:
+        return -(-(len(frame) + _OVERFLOW_HEADER_BYTES) // self.page_bytes)
 
     def sync(self) -> None:
         if not self._dirty:
