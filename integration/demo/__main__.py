@@ -5,7 +5,9 @@ Exits with 0 when every act showed what it claims, 1 when one did not or the ser
 
 import argparse
 import contextlib
+import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -160,6 +162,8 @@ def main() -> int:
         "--without-kvtier", action="store_true", help="play the acts on plain vLLM, to compare the times"
     )
     without = parser.parse_args().without_kvtier
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)  # a closed terminal must not leave a server behind either
     log_path = WORK_DIR / "server.log"
     try:
         if not (MODEL_DIR / "config.json").exists():
@@ -184,7 +188,8 @@ def main() -> int:
 
 
 def _run(log_path: Path, without: bool) -> int:
-    kvtier = [] if without else ["--kv-connector", "kvtier", "--kv-connector-config", str(CONFIG)]
+    config = os.path.relpath(CONFIG)
+    kvtier = [] if without else ["--kv-connector", "kvtier", "--kv-connector-config", config]
     server = VllmServer(
         MODEL_DIR,
         log_path=log_path,

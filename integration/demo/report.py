@@ -139,7 +139,7 @@ def table(acts: Sequence[Act]) -> str:
         )
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [_group_line(widths), _row(head, widths), "  ".join("-" * width for width in widths)]
-    return "\n".join([*lines, *(_row(row, widths) for row in rows)])
+    return "\n".join(line.rstrip() for line in [*lines, *(_row(row, widths) for row in rows)])
 
 
 def disk_line(disk: Disk) -> str:
@@ -154,7 +154,7 @@ def sentence(run: Run) -> str:
     """What the run showed, in one plain sentence."""
     tokens = 100 * round(run.cold.prompt_tokens / len(run.cold.replies) / 100)
     return (
-        f"About {tokens:,} prompt tokens waited {run.cold.ttft_s:.2f} s for the first answer token when a document was new,"
+        f"About {tokens:,} prompt tokens waited {run.cold.ttft_s:.2f} s for the first token when a document was new,"
         f" {run.host.ttft_s:.2f} s when host RAM still had it and {run.disk.ttft_s:.2f} s from disk;"
         f" after a SIGKILL and a restart the first request found {run.restart_first_disk_tokens:,} tokens on disk and"
         f" {run.restart.share(DISK):.0%} of all prompt tokens came from there ({run.restart.ttft_s:.2f} s),"

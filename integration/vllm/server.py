@@ -18,10 +18,9 @@ from types import TracebackType
 from typing import Self
 
 from integration.vllm.client import Client
+from integration.vllm.processes import kill_group
 
 SERVED_NAME = "demo"
-_KILL_WAIT_S = 20.0
-_PY_SHM_PREFIXES = ("psm_", "sem.mp-", "mp-")
 
 
 class ServerError(RuntimeError):
@@ -127,21 +126,7 @@ class VllmServer:
         """SIGKILL the whole process group, no process gets to say goodbye. Fine to call twice."""
         if self._process is None:
             return
-        group = self._process.pid
-        shared = _python_shared_memory(group)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
-        self._process.wait(_KILL_WAIT_S)
-        deadline = time.monotonic() + _KILL_WAIT_S
-        while _members(group):
-            if time.monotonic() > deadline:
-                raise ServerError(
-                    f"processes {_members(group)} of the server outlived SIGKILL for {_KILL_WAIT_S:.0f} s"
-                )
-            time.sleep(0.02)
-        # The tracker that unlinks multiprocessing's segments died with the group. What else is left is a leak to see.
-        for path in shared:
-            path.unlink(missing_ok=True)
+        kill_group(self._process)
         self._process = None
         self.pid = None
 
@@ -190,33 +175,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _members(group: int) -> list[int]:
-    """Live processes of a process group; zombies are not live."""
-    members = []
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            # The command name in parentheses may hold spaces: count fields from the last parenthesis.
-            state, _, pgrp = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
-            if int(pgrp) == group and state != "Z":
-                members.append(int(folder.name))
-    return members
-
-
-def _python_shared_memory(group: int) -> set[Path]:
-    """Segments of Python's multiprocessing that the group has mapped; by inode, as a mapping may have no name."""
-    inodes = set()
-    for pid in _members(group):
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-                if "/dev/shm/" in line:
-                    inodes.add(int(line.split(maxsplit=5)[4]))
-    found = set()
-    for path in Path("/dev/shm").glob("*"):
-        with contextlib.suppress(OSError):
-            if path.name.startswith(_PY_SHM_PREFIXES) and path.stat().st_ino in inodes:
-                found.add(path)
-    return found

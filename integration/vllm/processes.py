@@ -1,0 +1,62 @@
+"""Ends a whole engine: the leader of a process group goes in, nothing of the group is left, no shared memory either."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+_WAIT_S = 20.0
+_PYTHON_SEGMENTS = ("psm_", "sem.mp-", "mp-")
+
+
+def kill_group(leader: subprocess.Popen[bytes]) -> None:
+    """SIGKILL every process of `leader`'s group and return when all are gone; fine when they already are.
+
+    `leader` was started with start_new_session=True. Segments of Python's multiprocessing that the group had mapped are
+    unlinked, as the tracker that does so dies too; anything else left in /dev/shm is a leak that a test may look for.
+    Raises TimeoutError when a process outlives the signal.
+    """
+    group = leader.pid
+    segments = _python_segments(group)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    leader.wait(_WAIT_S)
+    deadline = time.monotonic() + _WAIT_S
+    while alive := _members(group):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes {alive} outlived SIGKILL for {_WAIT_S:.0f} s")
+        time.sleep(0.02)
+    for path in segments:
+        path.unlink(missing_ok=True)
+
+
+def _members(group: int) -> list[int]:
+    """Live processes of a process group; zombies are not live."""
+    members = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            # The command name in parentheses may hold spaces: count fields from the last parenthesis.
+            state, _, pgrp = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(pgrp) == group and state != "Z":
+                members.append(int(folder.name))
+    return members
+
+
+def _python_segments(group: int) -> set[Path]:
+    """Segments of Python's multiprocessing that the group has mapped; by inode, as a mapping may have no name."""
+    inodes = set()
+    for pid in _members(group):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+                if "/dev/shm/" in line:
+                    inodes.add(int(line.split(maxsplit=5)[4]))
+    found = set()
+    for path in Path("/dev/shm").glob("*"):
+        with contextlib.suppress(OSError):
+            if path.name.startswith(_PYTHON_SEGMENTS) and path.stat().st_ino in inodes:
+                found.add(path)
+    return found
