@@ -17,7 +17,7 @@ from kvtier.observe.hitlog import HitLog
 from kvtier.observe.rate import PrefillRate
 from kvtier.policy.slru import Slru
 from kvtier.sizing import disk_bytes
-from kvtier.store.lmdb import LmdbStore
+from kvtier.store.lmdb import LmdbStore, shard_map_bytes_for
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.host import HostTier
 from kvtier.transfer.mover import Mover
@@ -88,7 +88,9 @@ def build(
     if config.disk is not None:
         folder = config.disk.path / sub_folder if sub_folder else config.disk.path
         try:
-            store, close_store = _open_store(config, config.disk, folder, disk_share, report)
+            store, close_store = _open_store(
+                config, config.disk, folder, disk_share=disk_share, geometry=geometry, report=report
+            )
         except (KvtierError, OSError) as error:
             report(f"disk tier is off, the engine runs without it: {error}")
             folder = None
@@ -96,7 +98,24 @@ def build(
     if folder is not None and not epoch.persistent:
         report(f"{folder / NAMESPACES} cannot be written: what is stored now will not be found after a restart")
 
-    if store is None or config.disk is None:
+    kvtier = None
+    if store is not None and config.disk is not None:
+        try:
+            kvtier = _with_disk(
+                disk_config=config.disk,
+                geometry=geometry,
+                slots=slots,
+                host=host,
+                store=store,
+                close_store=close_store,
+                epoch=epoch,
+                namespace=namespace,
+                report=report,
+            )
+        except KvtierError as error:
+            report(f"disk tier is off, the engine runs without it: {error}")
+            close_store()
+    if kvtier is None:
         cache = TieredCache(
             host,
             None,
@@ -107,18 +126,6 @@ def build(
             write_behind_after_s=None,
         )
         kvtier = Kvtier(cache, epoch, namespace)
-    else:
-        kvtier = _with_disk(
-            disk_config=config.disk,
-            geometry=geometry,
-            slots=slots,
-            host=host,
-            store=store,
-            epoch=epoch,
-            namespace=namespace,
-            report=report,
-        )
-        kvtier._on_stop.insert(0, close_store)  # noqa: SLF001 - this module is the class's constructor
 
     log = HitLog(
         lambda: kvtier.cache.snapshot(kvtier.prefill_rate.tokens_per_s),
@@ -127,7 +134,7 @@ def build(
         emit=emit,
     )
     log.start()
-    kvtier._on_stop.append(log.stop)  # noqa: SLF001
+    kvtier._on_stop.append(log.stop)  # noqa: SLF001 - as above
     return kvtier
 
 
@@ -138,6 +145,7 @@ def _with_disk(
     slots: Slots,
     host: HostTier,
     store: Store,
+    close_store: Callable[[], None],
     epoch: Epoch,
     namespace: Namespace,
     report: Callable[[str], None],
@@ -166,22 +174,32 @@ def _with_disk(
     )
     kvtier = Kvtier(cache, epoch, namespace)
     mover.start(cache, lambda: kvtier.last_engine_call_s)
-    kvtier._on_stop.append(mover.stop)  # noqa: SLF001
+
+    def stop() -> None:
+        if mover.stop():
+            close_store()
+        else:
+            report("a transfer thread is stuck in the disk tier; its store stays open until the process ends")
+
+    kvtier._on_stop.append(stop)  # noqa: SLF001 - this module is the class's constructor
     return kvtier
 
 
 def _open_store(
-    config: Config, disk: Disk, folder: Path, disk_share: int, report: Callable[[str], None]
+    config: Config, disk: Disk, folder: Path, *, disk_share: int, geometry: Geometry, report: Callable[[str], None]
 ) -> tuple[Store, Callable[[], None]]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        store = LmdbStore.open(
+            folder,
+            disk_bytes(config, DiskSpace.at(disk.path)) // disk_share,
+            shard_map_bytes=shard_map_bytes_for(geometry.chunk_bytes),
+        )
     except BlockingIOError:
         os.close(lock)
         raise StoreError(f"{folder} is in use by another engine; give each engine its own disk.path") from None
-    try:
-        store = LmdbStore.open(folder, disk_bytes(config, DiskSpace.at(disk.path)) // disk_share)
     except BaseException:
         os.close(lock)
         raise

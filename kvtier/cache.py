@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtier.observe.stats import Gauges, Stats
-from kvtier.residency import Chain, Placement, Promotion, Resident, State
+from kvtier.residency import Chain, Placement, Promises, Promotion, Resident, State
 from kvtier.types import Lookup, Miss, Source
 
 if TYPE_CHECKING:
@@ -34,6 +34,13 @@ QUARANTINE_STEPS = 16
 
 PROMISE_STEPS = 256
 """Engine steps after which promises of a request that is not looked up any more are taken back."""
+
+MAX_PROMOTE_SCAN = 256
+"""Residents looked at to find a slot for one promotion. The ones in use sit near the hot end, so a handful is the rule.
+A walk looks for as many slots as its chain has chunks on disk."""
+
+MAX_OFFLOAD_SCAN = 4096
+"""The same for all that one call offloads; bounds the time the lock is held to about 0.5 ms."""
 
 MAX_SPILL_FAILURES = 3
 """After so many failed writes a chunk stays in host only."""
@@ -76,11 +83,10 @@ class TieredCache:
         self._delete_frame = delete_frame
         self._write_behind_after_s = write_behind_after_s
         self._lock = threading.Lock()
-        self._chains: set[Chain] = set()
+        self._promises = Promises(host.release)
         self._dirty: dict[ChunkKey, Resident] = {}  # oldest first
         self._quarantine: list[tuple[int, Resident]] = []
         self._step = 0
-        self._n_promised = 0  # residents with at least one promise
         self._n_promoting = 0
         self._max_promised = int(host.n_slots * PINNED_SHARE)
         self._min_clean = max(1, int(host.n_slots * CLEAN_SHARE))
@@ -89,10 +95,8 @@ class TieredCache:
 
     def open_chain(self) -> Chain:
         """A request arrived. Close the chain when it has ended, whatever became of it."""
-        chain = Chain()
         with self._lock:
-            self._chains.add(chain)
-        return chain
+            return self._promises.open()
 
     def lookup(self, chain: Chain, key: ChunkKey) -> Lookup:
         """Where is `key`?
@@ -106,11 +110,12 @@ class TieredCache:
             resident = self.host.get(key)
             if resident is None:
                 return self._lookup_disk(chain, key)
+            if resident.spoilt:
+                return self._miss(chain, key, Miss.LOAD_FAILED)
             if key not in chain.promises:
-                self._promise(chain, resident)
+                self._promises.give(chain, resident)
                 chain.sources.setdefault(key, Source.HOST)
-                if resident.state is not State.READY:
-                    self._wait_for(chain, resident)
+                self.host.policy.refresh(key)  # pinned chunks at the cold end would be in the way of evictions
             return Lookup.HIT if resident.state is State.READY else Lookup.PENDING
 
     def begin_walk(self, chain: Chain) -> bool:
@@ -128,16 +133,16 @@ class TieredCache:
         """
         with self._lock:
             residents = [self.host.get(key) for key in keys]
-            slots = [r.slot for r in residents if r is not None and r.state is State.READY]
+            slots = [r.slot for r in residents if r is not None and r.state is State.READY and not r.spoilt]
             if len(slots) != len(keys):
-                self._unpromise_all(chain)
+                self._promises.take_back(chain)
                 return None
             for resident in residents:
                 assert resident is not None
                 resident.onloads += 1
             self._use(chain, keys)
             self.stats.onload_bytes += len(slots) * self.host.chunk_bytes
-            self._unpromise_all(chain)
+            self._promises.take_back(chain)
             return slots
 
     def end_onload(self, keys: Sequence[ChunkKey], *, failed: bool = False) -> None:
@@ -145,13 +150,19 @@ class TieredCache:
         with self._lock:
             for key in keys:
                 resident = self.host.get(key)
-                if resident is not None and resident.onloads:  # else a reset came between; the quarantine has it
-                    resident.onloads -= 1
+                if resident is None or not resident.onloads:
+                    continue  # a reset came between; the quarantine has it
+                resident.onloads -= 1
                 if failed:
                     # From everywhere: the retry must not find what failed, or it would fail for ever.
                     self.stats.load_errors += 1
-                    self._forget_host(key)
+                    resident.spoilt = True
+                    self._promises.break_off(resident)
+                    self._promises.blame(key, Miss.LOAD_FAILED)
+                    self._clean(resident)
                     self._forget_disk(key)
+                if resident.spoilt and not resident.onloads:  # until then it stands for the other copies from its slot
+                    self._forget_host(resident)
 
     def begin_offload(self, chain: Chain, keys: Sequence[ChunkKey]) -> Offload:
         """The engine has computed `keys`, head first: which to copy down, and where.
@@ -159,16 +170,15 @@ class TieredCache:
         Keys already here count one use. What is left out for lack of slots is the tail, and counted as refused.
         """
         with self._lock:
-            absent = [key for key in keys if key not in self.host]
+            absent = [key for key in dict.fromkeys(keys) if key not in self.host]
             self._use(chain, keys)
-            out = Offload([], [])
-            for key in absent:
-                if not self._make_room(chain):
-                    self.stats.store_refused_chunks += 1
-                    continue
-                out.keys.append(key)
-                out.slots.append(self.host.place(key, State.WRITING, 0.0).slot)
-            return out
+            self._make_room(chain, len(absent), MAX_OFFLOAD_SCAN)
+            placed = absent[: self.host.n_free]
+            self.stats.store_refused_chunks += len(absent) - len(placed)
+            slots = [self.host.place(key, State.WRITING, 0.0).slot for key in placed]
+            for key in reversed(placed):
+                self.host.policy.refresh(key)
+            return Offload(placed, slots)
 
     def end_offload(self, keys: Sequence[ChunkKey], *, failed: bool = False) -> None:
         """The copies that begin_offload announced have landed, or failed: then their slots hold nothing."""
@@ -178,31 +188,31 @@ class TieredCache:
                 resident = self.host.get(key)
                 if resident is None or resident.state is not State.WRITING:
                     continue  # a reset came between
+                self._promises.ready(resident)
+                resident.since_s = now
                 if failed:
-                    self._ready(resident, now)
-                    self._forget_host(key)
+                    self._forget_host(resident)
                     continue
                 self.stats.offloaded_chunks += 1
                 self.stats.offload_bytes += self.host.chunk_bytes
-                self._ready(resident, now)
-                if self.disk is not None and key not in self.disk:
-                    resident.dirty = True  # so a spill's key is never on disk already: one key, one frame
-                    self._dirty[key] = resident
+                if self.disk is not None:
+                    frame = self.disk.get(key)
+                    if frame is None or not frame.ready:  # not ready: left by a reader of a chunk dropped meanwhile
+                        resident.dirty = True
+                        self._dirty[key] = resident
             if self._dirty:
                 self._wake_spiller()
 
     def close_chain(self, chain: Chain) -> None:
         """The request has ended: take back its promises and leave its chain head hottest."""
         with self._lock:
-            self._unpromise_all(chain)
-            self._chains.discard(chain)
-            for key in reversed(chain.used):
+            self._promises.close(chain)
+            for key in reversed(chain.sources | chain.used):  # what was looked up comes first in the chain
                 if key in self.host:
                     self.host.policy.refresh(key)
-            if self.disk is not None:
-                for key in reversed(chain.promoted):
-                    if key in self.disk:
-                        self.disk.policy.refresh(key)
+                # On disk too, or what host RAM always has would be the coldest there and gone after a restart.
+                if self.disk is not None and key in self.disk:
+                    self.disk.policy.refresh(key)
 
     def step_ended(self) -> None:
         """One engine step was scheduled. Releases what only had to outlive a number of steps."""
@@ -214,21 +224,16 @@ class TieredCache:
                 resident = self._quarantine.pop(0)[1]
                 resident.state, resident.onloads = State.READY, 0
                 self.host.release(resident)
-            for chain in self._chains:
-                if chain.promises and chain.seen_step + PROMISE_STEPS < self._step:
-                    self._unpromise_all(chain)
+            self._promises.take_back_unseen(self._step - PROMISE_STEPS)
 
     def reset(self, family: bytes) -> None:
         """The engine's weights may have changed: nothing stored so far may be found again; `family` begins new keys."""
         with self._lock:
-            for chain in self._chains:
-                self._unpromise_all(chain)
-                chain.pending = 0
+            self._promises.take_back_all()
             for resident in list(self.host.residents()):
                 if resident.state is State.WRITING or resident.onloads:
                     # The engine's copies are still under way and nobody will say when they end.
                     self._quarantine.append((self._step + QUARANTINE_STEPS, resident))
-                resident.waiters.clear()
                 self.host.drop(resident.key)
             self._dirty.clear()
             if self.disk is not None:
@@ -247,35 +252,29 @@ class TieredCache:
     # ---- transfer threads -------------------------------------------------------------------------------------------
 
     def promoted(self, job: Promotion, failure: Miss | None) -> None:
-        """A promotion ended. After a failure the chunk is in no tier, so that the next lookup recomputes it."""
+        """A promotion ended. After a failure the chunk is in no tier, so that the next lookup recomputes it.
+
+        Miss.GATE means that the frame was not looked at: it stays on disk.
+        """
         now = self._clock()
         with self._lock:
             resident = job.resident
             job.frame.pins -= 1
             self._n_promoting -= 1
+            self._promises.ready(resident)
+            resident.since_s = now
             if failure is None:
                 self.stats.promoted_chunks += 1
                 self.stats.promote_raw_bytes += self.host.chunk_bytes
                 self.stats.promote_stored_bytes += job.frame.n_bytes
-                self._ready(resident, now)
                 self.host.release(resident)
                 return
             self.stats.corrupt_frames += failure is Miss.CORRUPT
             self.stats.foreign_frames += failure is Miss.FOREIGN
             self.stats.load_errors += failure is Miss.LOAD_FAILED
-            resident.state = State.READY
-            for chain in resident.waiters:
-                chain.failures[resident.key] = failure
-                chain.pending -= 1
-                if chain.promises.pop(resident.key, None) is not None:
-                    self._unpromise(resident)
-            resident.waiters.clear()
-            if self.disk is not None and self.disk.get(resident.key) is job.frame:
+            self._forget_host(resident, failure)
+            if failure is not Miss.GATE:
                 self._forget_disk(resident.key)
-            if resident.detached:
-                self.host.release(resident)
-            else:
-                self.host.drop(resident.key)
 
     def next_spills(self, max_chunks: int, *, idle: bool) -> list[Resident]:
         """Dirty chunks to write now, pinned until `spilled`: first the cold end, then what has rested long enough.
@@ -311,24 +310,32 @@ class TieredCache:
         with self._lock:
             assert self.disk is not None
             resident.spilling = False
-            current = placement is not None and self.disk.get(resident.key) is placement.frame
             if ok and placement is not None:
-                if current:
-                    self.disk.committed(placement.frame)
+                frame = placement.frame
                 self.stats.spilled_chunks += 1
                 self.stats.spill_raw_bytes += self.host.chunk_bytes
-                self.stats.spill_stored_bytes += placement.frame.n_bytes
+                self.stats.spill_stored_bytes += frame.n_bytes
+                self.disk.committed(frame)
+                if resident.detached or resident.spoilt:  # dropped meanwhile: what came to disk after that goes too
+                    self._forget_disk(resident.key)
                 self._clean(resident)
             else:
                 self.stats.spill_failed_chunks += 1
                 resident.spill_failures += 1
-                if current:
+                if placement is not None:
                     self.disk.drop(resident.key)
-                if full and placement is not None:
-                    self.disk.shard_full(placement.frame.shard)
+                    if full:
+                        self.disk.shard_full(placement.frame.shard)
                 if resident.spill_failures >= MAX_SPILL_FAILURES:
                     self._clean(resident)
             self.host.release(resident)
+
+    def unindexed(self, shard: int, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+        """Those of `keys` that may be deleted from `shard`: no newer frame of theirs was put there meanwhile."""
+        with self._lock:
+            assert self.disk is not None
+            frames = [(key, self.disk.get(key)) for key in keys]
+            return [key for key, frame in frames if frame is None or frame.shard != shard]
 
     def n_dirty(self) -> int:
         """Chunks in host that are not on disk."""
@@ -357,15 +364,12 @@ class TieredCache:
             self.host.check()
             if self.disk is not None:
                 self.disk.check()
-            promised: dict[int, int] = {}
-            for chain in self._chains:
-                for resident in chain.promises.values():
-                    promised[id(resident)] = promised.get(id(resident), 0) + 1
+            self._promises.check(self.host.residents())
             for resident in self.host.residents():
-                assert resident.promised == promised.get(id(resident), 0)
-                assert resident.dirty == (resident.key in self._dirty)
-                assert not resident.dirty or resident.state is State.READY
-            assert self._n_promised == len(promised)
+                assert resident.dirty == (self._dirty.get(resident.key) is resident)
+                frame = self.disk.get(resident.key) if self.disk is not None else None
+                assert not resident.dirty or (resident.state is State.READY and (frame is None or not frame.ready))
+            assert all(not resident.detached for resident in self._dirty.values())
             assert self._n_promoting >= 0
 
     # ---- under the lock ---------------------------------------------------------------------------------------------
@@ -377,16 +381,14 @@ class TieredCache:
             return self._miss(chain, key)
         if not self.disk_readable:
             return self._miss(chain, key, Miss.LOAD_FAILED)
-        if self._n_promised >= self._max_promised or not self._make_room(chain):
+        if self._promises.n_residents >= self._max_promised or not self._make_room(chain, 1, MAX_PROMOTE_SCAN):
             return self._miss(chain, key, Miss.GATE)
         resident = self.host.place(key, State.PROMOTING, 0.0)
         frame.pins += 1
         disk.touch(key)
         self._n_promoting += 1
-        self._promise(chain, resident)
-        self._wait_for(chain, resident)
+        self._promises.give(chain, resident)
         chain.sources[key] = Source.DISK
-        chain.promoted.append(key)
         chain.used[key] = None  # entering the tier is this request's use of it
         self._submit_promotion(Promotion(resident, frame))
         return Lookup.PENDING
@@ -410,76 +412,38 @@ class TieredCache:
                 return Miss.FOREIGN
         return Miss.NEW
 
-    def _make_room(self, chain: Chain) -> bool:
-        """Have a free slot, evicting if need be, but never a chunk of the asking chain."""
-        if self.host.n_free:
-            return True
-        victim = self.host.choose_victim(chain.used)
-        if victim is None:
-            return False
-        self.stats.host_evicted_chunks += 1
-        if victim.dirty:
-            self.stats.host_dropped_chunks += 1
-            del self._dirty[victim.key]
-        self.host.evict(victim)
-        return True
+    def _make_room(self, chain: Chain, n_slots: int, max_scan: int) -> bool:
+        """Have `n_slots` free, or as many as can be had, evicting if need be, but never a chunk of the asking chain."""
+        for victim in self.host.choose_victims(n_slots - self.host.n_free, chain.used, max_scan):
+            self.stats.host_evicted_chunks += 1
+            self.stats.host_dropped_chunks += victim.dirty
+            self._clean(victim)
+            self.host.evict(victim)
+        return self.host.n_free >= n_slots
 
     def _use(self, chain: Chain, keys: Sequence[ChunkKey]) -> None:
-        """Count one use per request of each of `keys`, given head first, touching the tail first."""
-        fresh = [key for key in keys if key not in chain.used]
-        chain.used.update(dict.fromkeys(fresh))
-        for key in reversed(fresh):
+        """Count one use per request of each of `keys`, given head first; the head is hottest afterwards."""
+        policy = self.host.policy
+        for key in reversed(keys):
             if key in self.host:
-                self.host.touch(key)
-
-    def _promise(self, chain: Chain, resident: Resident) -> None:
-        chain.promises[resident.key] = resident
-        resident.promised += 1
-        self._n_promised += resident.promised == 1
-
-    def _unpromise(self, resident: Resident) -> None:
-        resident.promised -= 1
-        self._n_promised -= resident.promised == 0
-        self.host.release(resident)
-
-    def _unpromise_all(self, chain: Chain) -> None:
-        for resident in chain.promises.values():
-            if chain in resident.waiters:
-                resident.waiters.remove(chain)
-                chain.pending -= 1
-            self._unpromise(resident)
-        chain.promises.clear()
-
-    @staticmethod
-    def _wait_for(chain: Chain, resident: Resident) -> None:
-        resident.waiters.append(chain)
-        chain.pending += 1
-
-    @staticmethod
-    def _ready(resident: Resident, now_s: float) -> None:
-        resident.state = State.READY
-        resident.since_s = now_s
-        for chain in resident.waiters:
-            chain.pending -= 1
-        resident.waiters.clear()
+                (policy.refresh if key in chain.used else policy.touch)(key)
+        chain.used.update(dict.fromkeys(keys))
 
     def _clean(self, resident: Resident) -> None:
         resident.dirty = False
         if self._dirty.get(resident.key) is resident:
             del self._dirty[resident.key]
 
-    def _forget_host(self, key: ChunkKey) -> None:
-        resident = self.host.get(key)
-        if resident is not None:
-            for chain in self._chains:
-                if chain.promises.pop(key, None) is not None:
-                    self._unpromise(resident)
-            self._clean(resident)
-            self.host.drop(key)
+    def _forget_host(self, resident: Resident, failure: Miss | None = None) -> None:
+        self._promises.break_off(resident, failure)
+        self._clean(resident)
+        if not resident.detached:
+            self.host.drop(resident.key)
 
     def _forget_disk(self, key: ChunkKey) -> None:
+        """Drop a committed frame. One that is being written is dropped when that has ended: see `spilled`."""
         frame = self.disk.get(key) if self.disk is not None else None
-        if self.disk is not None and frame is not None:
+        if self.disk is not None and frame is not None and frame.ready:
             self.disk.drop(key)
             self._delete_frame(frame.shard, key)
 

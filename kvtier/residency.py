@@ -7,6 +7,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from kvtier.types import ChunkKey, Miss, Source
 
 
@@ -26,18 +28,18 @@ class Resident:
     slot: int
     state: State
     since_s: float  # when it became READY; write-behind counts from here
-    promised: int = 0  # chains that were answered HIT or PENDING and have not loaded it yet
+    holders: set[Chain] = field(default_factory=set)  # chains that were answered HIT or PENDING and did not load it yet
     onloads: int = 0  # host -> device copies in flight
+    spoilt: bool = False  # a copy to the device failed: not to be read again, forgotten when no copy is in flight
     dirty: bool = False  # READY and not on disk
     spilling: bool = False  # a transfer thread is reading it
     spill_failures: int = 0
     detached: bool = False  # no longer in the tier; its slot is freed when nobody uses it
-    waiters: list[Chain] = field(default_factory=list)  # chains to tell when it becomes READY or fails
 
     @property
     def pinned(self) -> bool:
         """Whether the slot must keep its bytes."""
-        return self.promised > 0 or self.onloads > 0 or self.spilling or self.state is not State.READY
+        return bool(self.holders) or self.onloads > 0 or self.spilling or self.state is not State.READY
 
 
 @dataclass(slots=True, eq=False)
@@ -57,11 +59,10 @@ class Chain:
     """One request's walk along its chain of chunks. Made, read and closed by the engine's scheduler thread."""
 
     promises: dict[ChunkKey, Resident] = field(default_factory=dict)
-    sources: dict[ChunkKey, Source] = field(default_factory=dict)  # first answer for each key that hit
-    used: dict[ChunkKey, None] = field(default_factory=dict)  # keys this request used, in the order it used them
-    promoted: list[ChunkKey] = field(default_factory=list)  # keys whose promotion this chain started, head first
+    sources: dict[ChunkKey, Source] = field(default_factory=dict)  # first answer for each key that hit, head first
+    used: dict[ChunkKey, None] = field(default_factory=dict)  # keys this request used
     failures: dict[ChunkKey, Miss] = field(default_factory=dict)  # promotions that failed while this chain waited
-    pending: int = 0  # residents this chain waits for
+    pending: int = 0  # promised residents that are not READY yet
     miss: Miss | None = None  # why the last walk ended
     seen_step: int = 0  # step of the last lookup; stale promises are taken back
 
@@ -80,3 +81,87 @@ class Placement:
 
     frame: Frame
     evicted: tuple[tuple[int, ChunkKey], ...]
+
+
+class Promises:
+    """Which chains count on which residents. A holder of a resident that is not READY waits for it.
+
+    Called under the cache's lock; each call is O(1) per promise it gives or takes back.
+    """
+
+    def __init__(self, release: Callable[[Resident], None]) -> None:
+        """`release` is called with every resident from which a promise was taken back."""
+        self.n_residents = 0  # with at least one holder
+        self._release = release
+        self._chains: set[Chain] = set()
+
+    def open(self) -> Chain:
+        """A new chain."""
+        chain = Chain()
+        self._chains.add(chain)
+        return chain
+
+    def close(self, chain: Chain) -> None:
+        """Forget a chain and take back what it was promised."""
+        self.take_back(chain)
+        self._chains.discard(chain)
+
+    def give(self, chain: Chain, resident: Resident) -> None:
+        """Promise `resident`, which `chain` does not hold yet."""
+        self.n_residents += not resident.holders
+        resident.holders.add(chain)
+        chain.promises[resident.key] = resident
+        chain.pending += resident.state is not State.READY
+
+    def take_back(self, chain: Chain) -> None:
+        """Take back all promises to `chain`."""
+        for resident in chain.promises.values():
+            resident.holders.discard(chain)
+            self.n_residents -= not resident.holders
+            chain.pending -= resident.state is not State.READY
+            self._release(resident)
+        chain.promises.clear()
+
+    def take_back_unseen(self, since_step: int) -> None:
+        """Take back the promises to chains that were not looked up since `since_step`."""
+        for chain in self._chains:
+            if chain.promises and chain.seen_step < since_step:
+                self.take_back(chain)
+
+    def take_back_all(self) -> None:
+        """Take back every promise."""
+        for chain in self._chains:
+            self.take_back(chain)
+
+    @staticmethod
+    def ready(resident: Resident) -> None:
+        """`resident` becomes READY: nobody waits for it any more."""
+        resident.state = State.READY
+        for chain in resident.holders:
+            chain.pending -= 1
+
+    def break_off(self, resident: Resident, failure: Miss | None = None) -> None:
+        """`resident`, READY, is not to be read: take it back from all its holders, and tell them why."""
+        self.n_residents -= bool(resident.holders)
+        for chain in resident.holders:
+            del chain.promises[resident.key]
+            if failure is not None:
+                chain.failures[resident.key] = failure
+        resident.holders.clear()
+        self._release(resident)
+
+    def blame(self, key: ChunkKey, failure: Miss) -> None:
+        """Tell the chains that used `key` why they will not find it again."""
+        for chain in self._chains:
+            if key in chain.used:
+                chain.failures[key] = failure
+
+    def check(self, residents: Iterable[Resident]) -> None:
+        """Raise AssertionError if an invariant is broken; `residents` are those of the tier."""
+        held = {id(r): r for chain in self._chains for r in chain.promises.values()}
+        assert self.n_residents == len(held)
+        assert not any(r.detached for r in held.values())
+        for resident in residents:
+            assert resident.holders == {c for c in self._chains if c.promises.get(resident.key) is resident}
+        for chain in self._chains:
+            assert chain.pending == sum(r.state is not State.READY for r in chain.promises.values())

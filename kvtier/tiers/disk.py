@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvtier.keys import FAMILY_BYTES
 from kvtier.residency import Frame, Placement
 from kvtier.types import chunk_hash_of
 
@@ -12,9 +13,6 @@ if TYPE_CHECKING:
 
     from kvtier.policy.slru import Slru
     from kvtier.types import ChunkKey, Record
-
-FAMILY_BYTES = 8
-"""Leading key bytes shared by everything this engine may reuse: one model in one layout, with all its adapters."""
 
 FULL_PENALTY = 0.97
 """A shard that reports full below its budget gets this share of the budget from then on: fragmentation is real."""
@@ -47,7 +45,7 @@ class DiskTier:
     @property
     def capacity_bytes(self) -> int:
         """Bytes all shards may hold together."""
-        return sum(self._budget)
+        return self._shard_bytes * len(self._budget)
 
     def __contains__(self, key: ChunkKey) -> bool:
         return key in self._frames
@@ -83,7 +81,8 @@ class DiskTier:
     def load(self, records: Iterable[Record]) -> list[tuple[int, ChunkKey]]:
         """Take over what a store held when it was opened, oldest coldest and foreign before own.
 
-        Returns `(shard, key)` of duplicates to delete: the same key found in two shards, of which the newer is kept.
+        Returns `(shard, key)` of what is to be deleted: the older of two frames of a key, and the coldest of a shard
+        that holds more than it may.
         """
         ordered = sorted(records, key=lambda r: (r.key[:FAMILY_BYTES] == self._family, r.written_ns))
         stale: list[tuple[int, ChunkKey]] = []
@@ -95,6 +94,12 @@ class DiskTier:
             self._add(Frame(record.key, record.shard, self._cost_of(record.n_bytes), record.n_bytes, ready=True))
             self.frame_bytes += record.n_bytes
         self._follow_frame_size()
+        if any(self._room(shard) < 0 for shard in range(len(self._budget))):
+            for key in list(self.policy.victims()):
+                frame = self._frames[key]
+                if self._room(frame.shard) < 0:
+                    stale.append((frame.shard, key))
+                    self._remove(frame, evicted=True)
         return stale
 
     def place(self, key: ChunkKey, n_bytes: int) -> Placement | None:
@@ -103,6 +108,7 @@ class DiskTier:
         The evicted have left the index; the caller deletes them from the store before or with the write. None when no
         room can be made (a frame larger than a shard, or everything cold is being read).
         """
+        assert key not in self._frames, f"{key.hex()} is on disk already"
         cost = self._cost_of(n_bytes)
         shard = self._roomiest()
         evicted: list[tuple[int, ChunkKey]] = []
@@ -133,15 +139,16 @@ class DiskTier:
 
     def committed(self, frame: Frame) -> None:
         """The write of a placed frame succeeded: it is readable."""
+        assert self._frames.get(frame.key) is frame
         frame.ready = True
         self.frame_bytes += frame.n_bytes
-        if len(self._frames) & 0xFF == 0:
-            self._follow_frame_size()
+        self._follow_frame_size()
 
     def shard_full(self, shard: int) -> None:
         """The store had no room where the accounting saw some: expect less of that shard."""
-        floor = self._shard_bytes // 2
-        self._budget[shard] = max(floor, min(int(self._budget[shard] * FULL_PENALTY), self._used[shard]))
+        used, budget = self._used[shard], self._budget[shard]
+        # Half is enough for any fragmentation. Who is full with less is broken, and must not look like the roomiest.
+        self._budget[shard] = max(min(self._shard_bytes // 2, used), min(int(budget * FULL_PENALTY), used))
 
     def drop(self, key: ChunkKey) -> None:
         """Forget the chunk for good."""

@@ -12,11 +12,8 @@ if TYPE_CHECKING:
     from kvtier.policy.slru import Slru
     from kvtier.types import ChunkKey
 
-MAX_VICTIM_SCAN = 256
-"""Candidates looked at for one slot. Pinned chunks sit near the hot end, so a handful is the rule."""
-
 MAX_CLEAN_SCAN = 32
-"""How far past a dirty victim to look for a clean one, which costs nothing to evict."""
+"""How far past enough victims to look for clean ones, which cost nothing to evict."""
 
 
 class HostTier:
@@ -63,20 +60,26 @@ class HostTier:
         """Whether the chunk was evicted from here not too long ago."""
         return self.policy.remembers(key)
 
-    def choose_victim(self, keep: Container[ChunkKey]) -> Resident | None:
-        """The coldest evictable resident not in `keep`, preferring a clean one close by; None when all are in use."""
-        dirty: Resident | None = None
-        scanned_past_dirty = 0
-        for scanned, key in enumerate(self.policy.victims()):
-            if scanned == MAX_VICTIM_SCAN or scanned_past_dirty == MAX_CLEAN_SCAN:
+    def choose_victims(self, n: int, keep: Container[ChunkKey], max_scan: int) -> list[Resident]:
+        """Up to `n` of the coldest evictable residents not in `keep`, preferring clean ones close by.
+
+        Looks at no more than `n + max_scan`.
+        """
+        clean: list[Resident] = []
+        dirty: list[Resident] = []
+        to_look_at = n + max_scan
+        if n <= 0:
+            return clean
+        for key in self.policy.victims():
+            if len(clean) == n or not to_look_at:
                 break
+            to_look_at -= 1
             resident = self._residents[key]
             if not resident.pinned and key not in keep:
-                if not resident.dirty:
-                    return resident
-                dirty = dirty or resident
-            scanned_past_dirty += dirty is not None
-        return dirty
+                (dirty if resident.dirty else clean).append(resident)
+                if len(clean) + len(dirty) == n:
+                    to_look_at = min(to_look_at, MAX_CLEAN_SCAN)
+        return (clean + dirty)[:n]
 
     def place(self, key: ChunkKey, state: State, now_s: float) -> Resident:
         """Put an absent chunk into a free slot; there must be one."""

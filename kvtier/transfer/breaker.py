@@ -26,9 +26,12 @@ class Breaker:
         self._pause_s = FIRST_PAUSE_S
 
     def failed(self, now_s: float) -> bool:
-        """A call failed; True if that switched the tier off, from now on for the next pause."""
+        """A call failed; True if that switched the tier off, from now on for the next pause.
+
+        Calls that were under way when it was switched off may fail too: they say nothing new.
+        """
         self._failures += 1
-        if self._failures < TRIP_AFTER:
+        if self._failures < TRIP_AFTER or not self.allows(now_s):
             return False
         self._until_s = now_s + self._pause_s
         self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 SPILL_BATCH = 8
 """Frames per round of the spill thread: a few puts per transaction are enough for full write speed."""
 
+SPILL_BUFFER_BYTES = 64 << 20
+"""Memory for sealed frames, beside the host pool. With chunks of which it holds fewer a round is shorter; one fits."""
+
 IDLE_AFTER_S = 0.25
 """Without a call from the engine for so long, it counts as idle."""
 
@@ -52,19 +55,21 @@ class Mover:
         poll_s: float,
         sync_every_s: float,
         report: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Move between `slots` and `store`.
 
         `poll_s` is how often dirty chunks are looked over for write-behind. `report` prints one line for the operator;
-        any thread may call it.
+        any thread may call it. `clock` gives seconds, the same as what `start` is given to tell the engine's last call.
         """
         self._slots = slots
         self._store = store
         self._codec = codec
         self._poll_s = poll_s
         self._sync_every_s = sync_every_s
-        self._last_engine_call: Callable[[], float] = time.monotonic
+        self._last_engine_call = clock
         self._report = report
+        self._clock = clock
         self._work: Work | None = None
         self._promotions: queue.SimpleQueue[Promotion | None] = queue.SimpleQueue()
         self._deletes: queue.SimpleQueue[tuple[int, ChunkKey]] = queue.SimpleQueue()
@@ -72,11 +77,12 @@ class Mover:
         self._stopping = False
         self._read_breaker, self._write_breaker = Breaker(), Breaker()
         self._breaker_lock = threading.Lock()
-        self._owed: dict[int, list[ChunkKey]] = {}  # deletes whose write failed, by shard
-        self._frame_bound = frame_bound(len(slots[0]), codec)
-        self._buffers = [memoryview(bytearray(self._frame_bound)) for _ in range(SPILL_BATCH)]
+        self._owed: dict[int, list[ChunkKey]] = {}  # deletes to come, by shard; with its next write at the latest
+        bound = frame_bound(len(slots[0]), codec)
+        n_buffers = max(1, min(SPILL_BATCH, SPILL_BUFFER_BYTES // bound))
+        self._buffers = [memoryview(bytearray(bound)) for _ in range(n_buffers)]
         self._unsynced = False
-        self._synced_s = time.monotonic()
+        self._synced_s = self._clock()
         self._threads = [
             threading.Thread(target=self._promote_loop, name=f"kvtier-promote-{i}", daemon=True)
             for i in range(n_promote_threads)
@@ -84,7 +90,7 @@ class Mover:
         self._threads.append(threading.Thread(target=self._spill_loop, name="kvtier-spill", daemon=True))
 
     def start(self, work: Work, last_engine_call: Callable[[], float]) -> None:
-        """Begin serving `work`. `last_engine_call` gives the time.monotonic() of the engine's last call."""
+        """Begin serving `work`. `last_engine_call` gives the time of the engine's last call."""
         self._work = work
         self._last_engine_call = last_engine_call
         for thread in self._threads:
@@ -103,15 +109,20 @@ class Mover:
         self._deletes.put((shard, key))
         self._wake.set()
 
-    def stop(self) -> None:
-        """End all threads after the job each is at; no slot is touched afterwards. The store is synced, not closed."""
+    def stop(self) -> bool:
+        """End all threads after the job each is at; the store is synced, not closed.
+
+        True if no slot and no frame is touched afterwards; False if a thread is stuck in the store after
+        STOP_TIMEOUT_S, which then must not be closed.
+        """
         self._stopping = True
         self._wake.set()
         for _ in self._threads:
             self._promotions.put(None)
         for thread in self._threads:
             thread.join(STOP_TIMEOUT_S)
-        self._sync(time.monotonic(), force=True)
+        self._sync(self._clock(), force=True)
+        return not any(thread.is_alive() for thread in self._threads)
 
     # ---- up ---------------------------------------------------------------------------------------------------------
 
@@ -121,13 +132,20 @@ class Mover:
             if job is None or self._stopping:
                 return
             try:
-                failure = self._promote(job)
-            except Exception as error:  # noqa: BLE001 - whatever it was, the chunk is a miss and the thread lives on
-                self._report(f"promotion failed unexpectedly: {error!r}")
-                failure = Miss.LOAD_FAILED
-            self._the_work.promoted(job, failure)
+                self._the_work.promoted(job, self._outcome(job))
+            except Exception as error:  # noqa: BLE001 - the thread must outlive any surprise
+                self._report(f"ending a promotion failed unexpectedly: {error!r}")
+
+    def _outcome(self, job: Promotion) -> Miss | None:
+        try:
+            return self._promote(job)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the chunk is a miss
+            self._report(f"promotion failed unexpectedly: {error!r}")
+            return Miss.LOAD_FAILED
 
     def _promote(self, job: Promotion) -> Miss | None:
+        if not self._the_work.disk_readable:
+            return Miss.GATE  # switched off since: nobody waits for a sick medium, and the frame may be sound
         key, shard = job.resident.key, job.frame.shard
         try:
             with self._store.read(shard, key) as frame:
@@ -156,10 +174,11 @@ class Mover:
 
     def _read_failed(self, error: StoreError) -> None:
         with self._breaker_lock:
-            tripped = self._read_breaker.failed(time.monotonic())
+            tripped = self._read_breaker.failed(self._clock())
+            if tripped:
+                self._the_work.disk_readable = False
+                self._the_work.stats.tier_off += 1
         if tripped:
-            self._the_work.disk_readable = False
-            self._the_work.stats.tier_off += 1
             self._report(f"disk tier: reading switched off for a while, requests recompute instead: {error}")
             self._wake.set()
 
@@ -181,19 +200,19 @@ class Mover:
     def _wait(self) -> None:
         """Sleep until there may be work: at once when woken, else by the clock while anything is unfinished."""
         work = self._the_work
-        unfinished = work.n_dirty() or self._unsynced or not (work.disk_readable and work.disk_writable)
+        unfinished = work.n_dirty() or self._owed or self._unsynced or not (work.disk_readable and work.disk_writable)
         self._wake.wait(self._poll_s if unfinished else None)
         self._wake.clear()
 
     def _spill_round(self) -> bool:
         work = self._the_work
-        now = time.monotonic()
+        now = self._clock()
         self._reopen(now)
         while not self._deletes.empty():
             shard, key = self._deletes.get()
             self._owed.setdefault(shard, []).append(key)
         self._sync(now)
-        batch = work.next_spills(SPILL_BATCH, idle=now - self._last_engine_call() > IDLE_AFTER_S)
+        batch = work.next_spills(len(self._buffers), idle=now - self._last_engine_call() > IDLE_AFTER_S)
         if not batch:
             if work.disk_writable:
                 for shard in list(self._owed):
@@ -223,29 +242,36 @@ class Mover:
         by_shard.setdefault(placement.frame.shard, []).append((resident, placement, buffer[:n_bytes]))
 
     def _write(self, shard: int, items: list[tuple[Resident, Placement, memoryview]]) -> None:
+        """Write `items` to one shard, and delete what is owed there."""
         work = self._the_work
-        rewritten = {resident.key for resident, _, _ in items}
-        deletes = [key for key in self._owed.pop(shard, ()) if key not in rewritten]
+        owed = self._owed.pop(shard, [])
         ok, full = False, False
         try:
-            self._store.write(shard, [(resident.key, frame) for resident, _, frame in items], deletes)
-            ok = True
-            self._write_breaker.succeeded()
-            self._unsynced = True
+            if work.disk_writable:  # else an earlier shard of this round switched it off
+                puts = [(resident.key, frame) for resident, _, frame in items]
+                # The index is asked now: of a key that left and came back, only the frame that left may be deleted.
+                deletes = work.unindexed(shard, owed)
+                if puts or deletes:
+                    self._store.write(shard, puts, deletes)
+                    self._unsynced = True
+                    self._write_breaker.succeeded()
+                ok = True
         except StoreFullError:
             full = True
-            self._owed[shard] = deletes
-        except StoreError as error:
-            self._owed[shard] = deletes
+        except Exception as error:  # noqa: BLE001 - of whatever kind: the residents must be unpinned
             self._write_failed(error)
-        finally:
-            for resident, placement, _ in items:
-                work.spilled(resident, placement, ok=ok, full=full)
+        if not ok and not full:  # an error may come after the fact: what was put is to go as well
+            self._owed[shard] = owed + [resident.key for resident, _, _ in items]
+        for resident, placement, _ in items:
+            work.spilled(resident, placement, ok=ok, full=full)
 
-    def _write_failed(self, error: StoreError) -> None:
-        if self._write_breaker.failed(time.monotonic()):
-            self._the_work.disk_writable = False
-            self._the_work.stats.tier_off += 1
+    def _write_failed(self, error: Exception) -> None:
+        with self._breaker_lock:
+            tripped = self._write_breaker.failed(self._clock())
+            if tripped:
+                self._the_work.disk_writable = False
+                self._the_work.stats.tier_off += 1
+        if tripped:
             self._report(f"disk tier: writing switched off for a while, requests go on without it: {error}")
 
     def _reopen(self, now_s: float) -> None:

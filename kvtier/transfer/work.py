@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from kvtier.observe.stats import Stats
@@ -28,8 +29,12 @@ class Work(Protocol):
         """One spill ended."""
         ...
 
+    def unindexed(self, shard: int, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
+        """Those of `keys` that may be deleted from `shard`: no newer frame of theirs was put there meanwhile."""
+        ...
+
     def promoted(self, job: Promotion, failure: Miss | None) -> None:
-        """One promotion ended."""
+        """One promotion ended; Miss.GATE means that its frame was not looked at."""
         ...
 
     def n_dirty(self) -> int:
