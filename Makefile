@@ -25,7 +25,7 @@ $(project): pyproject.toml $(engine)
 	@tools/setup.sh project $(VENV)
 	@touch $@
 
-demo: setup ## the whole story on one screen: a real vLLM, four acts, a table; about 10 minutes the first time
+demo: setup ## the whole story on one screen: a real vLLM, four acts, a table; about 6 minutes the first time
 	@$(bin)/python tools/make_model.py
 	@$(bin)/python -m integration.demo
 
@@ -50,6 +50,9 @@ types: setup ## mypy --strict
 layers: setup ## import contracts, and no file over 500 lines
 	$(bin)/lint-imports --no-logo
 	@git ls-files '*.py' | xargs wc -l | awk '$$2 != "total" && $$1 > 500 { print $$2 ": " $$1 " lines, at most 500"; bad = 1 } END { exit bad }'
+
+bench: setup ## micro-benchmarks of codec, store and eviction policy
+	$(bin)/python tools/bench.py
 
 e2e: setup ## the tests with a real engine
 	$(bin)/python -m pytest integration
