@@ -7,6 +7,8 @@ TESTS  ?= tests integration
 bin     := $(VENV)/bin
 engine  := $(VENV)/.kvtier-engine
 project := $(VENV)/.kvtier-project
+# Tests with an engine take minutes; the traceback of a hang comes before their own timeout, not in the middle of them.
+pytest  := $(bin)/python -m pytest -o faulthandler_timeout=590
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -30,7 +32,7 @@ demo: setup ## the whole story on one screen: a real vLLM, four acts, a table; a
 	@$(bin)/python -m integration.demo
 
 test: setup ## all tests, those with a real engine included (TESTS=tests leaves those out)
-	$(bin)/python -m pytest $(TESTS)
+	$(pytest) $(TESTS)
 
 check: fmt-check lint types layers docs-check test ## everything CI runs
 
@@ -55,7 +57,7 @@ bench: setup ## micro-benchmarks of codec, store and eviction policy
 	$(bin)/python tools/bench.py
 
 e2e: setup ## the tests with a real engine
-	$(bin)/python -m pytest integration
+	$(pytest) integration
 
 docs: setup ## renew the generated parts of the documentation and check its links
 	$(bin)/python tools/config_table.py
