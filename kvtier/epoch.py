@@ -40,6 +40,7 @@ class Epoch:
     def bump(self) -> None:
         """Begin an epoch that no frame written so far belongs to."""
         self._number += 1
+        self._nonce = _nonce()  # the file may get lost, and the numbers begin anew: this epoch must not come again
         self._write(pristine=False)
 
     def _read(self) -> tuple[int, bool]:
@@ -50,13 +51,13 @@ class Epoch:
             return int(tree["epoch"]), tree["pristine"] is True
         except FileNotFoundError:
             return 0, True
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             # Unreadable: what was written before cannot be told apart any more, so nothing of it may be found.
             return secrets.randbits(48), True
 
     def _write(self, *, pristine: bool) -> None:
         if self._file is None:
-            self._nonce = f"-{secrets.token_hex(8)}"
+            self._nonce = _nonce()
             return
         tree = {"epoch": self._number, "pristine": pristine, "namespace": dict(self._namespace.fields)}
         temporary = self._file.with_suffix(".tmp")
@@ -72,4 +73,8 @@ class Epoch:
             temporary.replace(self._file)
         except OSError:
             self.persistent = False
-            self._nonce = f"-{secrets.token_hex(8)}"
+            self._nonce = _nonce()
+
+
+def _nonce() -> str:
+    return f"-{secrets.token_hex(8)}"
