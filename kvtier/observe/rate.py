@@ -10,13 +10,16 @@ MIN_TOKENS = 64
 
 WINDOW = 33
 
+MAX_STEPS_OUT = 64
+"""Engines have a few steps out at a time. Steps that never come back are forgotten, not collected."""
+
 
 class PrefillRate:
     """Times engine steps. Scheduler thread; `tokens_per_s` may be read from any thread."""
 
     def __init__(self) -> None:
         self.tokens_per_s = 0.0  # 0 until measured
-        self._scheduled: deque[tuple[float, int]] = deque()
+        self._scheduled: deque[tuple[float, int]] = deque(maxlen=MAX_STEPS_OUT)
         self._rates: deque[float] = deque(maxlen=WINDOW)
         self._last_output_s = 0.0
 
