@@ -1,0 +1,220 @@
+"""DiskTier: shards, room, who leaves, and what an opened store brings along."""
+
+import pytest
+
+from kvtier.policy.slru import Slru
+from kvtier.residency import Frame
+from kvtier.tiers.disk import DiskTier
+from kvtier.types import ChunkKey, Record
+
+
+def key(n: int, family: bytes = b"family-1") -> ChunkKey:
+    return ChunkKey(family + bytes(8) + b"%d" % n)
+
+
+def number(k: ChunkKey) -> int:
+    return int(k[16:])
+
+
+def tier(n_shards: int, shard_bytes: int = 100) -> DiskTier:
+    disk = DiskTier(n_shards, shard_bytes, lambda n_bytes: n_bytes, Slru(1))
+    disk.set_family(b"family-1")
+    return disk
+
+
+def add(disk: DiskTier, n: int, n_bytes: int = 10) -> Frame:
+    placement = disk.place(key(n), n_bytes)
+    assert placement is not None
+    disk.committed(placement.frame)
+    return placement.frame
+
+
+def record(n: int, shard: int = 0, n_bytes: int = 10, written_ns: int = 0, family: bytes = b"family-1") -> Record:
+    return Record(key(n, family), shard, n_bytes, written_ns)
+
+
+def order(disk: DiskTier) -> list[int]:
+    return [number(k) for k in disk.policy.victims()]
+
+
+def test_frames_spread_over_the_shards():
+    disk = tier(4)
+    assert sorted(add(disk, n).shard for n in range(8)) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_only_the_chosen_shard_gives_up_frames_coldest_first():
+    disk = tier(2)
+    shards = [add(disk, n, 25).shard for n in range(8)]
+    assert shards == [0, 1, 0, 1, 0, 1, 0, 1]
+    disk.policy.touch(key(0))
+    placement = disk.place(key(8), 50)
+    assert placement is not None
+    assert placement.frame.shard == 1
+    assert placement.evicted == ((1, key(1)), (1, key(3)))
+    assert all(key(n) in disk for n in (0, 2, 4, 5, 6, 7))
+    assert disk.remembers(key(1))
+    disk.check()
+
+
+def test_no_more_leave_than_the_frame_needs():
+    disk = tier(1)
+    for n in range(10):
+        add(disk, n)
+    placement = disk.place(key(10), 15)
+    assert placement is not None
+    assert [number(k) for _, k in placement.evicted] == [0, 1]
+
+
+def test_frames_being_read_or_written_do_not_leave():
+    disk = tier(1)
+    add(disk, 0, 40).pins = 1
+    disk.place(key(1), 40)
+    assert disk.place(key(2), 40) is None
+    disk.check()
+
+
+def test_nothing_leaves_for_a_frame_larger_than_a_shard():
+    disk = tier(2)
+    for n in range(20):
+        add(disk, n)
+    assert disk.place(key(20), 101) is None
+    assert len(disk) == 20
+    assert disk.used_bytes == 200
+
+
+def test_a_present_chunk_is_not_placed_again():
+    disk = tier(1)
+    add(disk, 0)
+    with pytest.raises(AssertionError):
+        disk.place(key(0), 10)
+    disk.check()
+
+
+def test_stored_bytes_count_committed_frames_only():
+    disk = tier(1)
+    placement = disk.place(key(0), 10)
+    assert placement is not None
+    assert (disk.used_bytes, disk.frame_bytes) == (10, 0)
+    disk.committed(placement.frame)
+    assert disk.frame_bytes == 10
+    disk.drop(key(0))
+    assert (disk.used_bytes, disk.frame_bytes) == (0, 0)
+    disk.check()
+
+
+def test_the_policy_is_as_large_as_the_tier_holds_frames_of_the_mean_size():
+    disk = tier(10)
+    for n in range(40):
+        add(disk, n, 10)
+    assert disk.policy._max_ghosts == 100
+    for n in range(40, 50):
+        add(disk, n, 50)
+    assert disk.policy._max_ghosts == 1000 // 18  # 900 bytes in 50 frames
+    disk.policy.check()
+
+
+def test_the_policy_follows_from_the_first_frame():
+    disk = tier(1)
+    add(disk, 0)
+    assert disk.policy._max_ghosts == 10
+
+
+def test_a_shard_that_is_full_below_its_budget_is_expected_to_hold_less():
+    disk = tier(1, 1000)
+    for n in range(9):
+        add(disk, n, 100)
+    disk.shard_full(0)
+    assert disk.place(key(9), 101) is not None
+    assert disk.used_bytes <= 900
+
+
+def test_a_shard_keeps_half_of_its_budget_however_often_it_is_full():
+    disk = tier(1, 1000)
+    for n in range(9):
+        add(disk, n, 100)
+    for _ in range(100):
+        disk.shard_full(0)
+    assert disk.place(key(9), 100) is not None
+    assert disk.used_bytes == 500
+
+
+def test_a_shard_that_is_full_while_it_is_nearly_empty_does_not_attract_every_frame():
+    disk = tier(2, 1000)
+    first = add(disk, 0, 10).shard
+    disk.shard_full(1 - first)
+    assert add(disk, 1, 10).shard == first
+    assert add(disk, 2, 10).shard == first
+
+
+def test_the_capacity_is_what_the_shards_may_hold_together():
+    disk = tier(4, 1000)
+    disk.shard_full(2)
+    assert disk.capacity_bytes == 4000
+
+
+def test_an_opened_store_is_taken_over_oldest_coldest():
+    disk = tier(2)
+    assert disk.load([record(1, 0, written_ns=30), record(2, 1, written_ns=10), record(3, 1, written_ns=20)]) == []
+    assert order(disk) == [2, 3, 1]
+    frame = disk.get(key(2))
+    assert frame is not None
+    assert (frame.shard, frame.ready, frame.n_bytes) == (1, True, 10)
+    assert disk.used_bytes == disk.frame_bytes == 30
+    disk.check()
+
+
+def test_frames_of_another_family_are_colder_than_all_own():
+    disk = tier(1)
+    disk.load([record(1, written_ns=1), record(2, written_ns=99, family=b"family-0")])
+    assert order(disk) == [2, 1]
+
+
+def test_of_a_key_found_twice_the_newer_frame_stays():
+    disk = tier(2)
+    assert disk.load([record(1, 0, written_ns=20), record(1, 1, written_ns=10)]) == [(1, key(1))]
+    frame = disk.get(key(1))
+    assert frame is not None
+    assert frame.shard == 0
+    assert disk.used_bytes == 10
+    disk.check()
+
+
+def test_what_a_shard_holds_too_much_leaves_at_open_coldest_first():
+    disk = tier(2)
+    records = [record(n, 0, written_ns=n) for n in range(13)] + [record(20, 1)]
+    assert disk.load(records) == [(0, key(n)) for n in range(3)]
+    assert disk.used_bytes <= disk.capacity_bytes
+    assert key(20) in disk
+    assert disk.remembers(key(2))
+    disk.check()
+
+
+def test_the_policy_knows_the_size_of_the_tier_after_open():
+    disk = tier(10)
+    disk.load([record(n) for n in range(10)])
+    assert disk.policy._max_ghosts == 100
+
+
+def test_the_same_tokens_under_another_family_are_foreign():
+    disk = tier(1)
+    disk.load([record(1), record(2, family=b"family-0")])
+    assert disk.has_foreign(key(2))
+    assert not disk.has_foreign(key(1))
+    assert not disk.has_foreign(key(3))
+
+
+def test_a_new_family_makes_foreign_what_was_own():
+    disk = tier(1)
+    add(disk, 1)
+    disk.set_family(b"family-2")
+    assert disk.has_foreign(key(1, b"family-2"))
+    disk.drop(key(1))
+    assert not disk.has_foreign(key(1, b"family-2"))
+
+
+def test_wrong_accounting_is_noticed():
+    disk = tier(1)
+    add(disk, 1)
+    disk._used[0] += 1
+    with pytest.raises(AssertionError):
+        disk.check()
