@@ -32,7 +32,8 @@ OUR_NAMES = re.compile(r"kvtier-.*|shard-.*|engine\.lock|namespaces|lost\+found"
 _SHARD = re.compile(r"shard-(\d{4})\.lmdb")
 _BROKEN = re.compile(r"shard-\d{4}\.lmdb\.broken-.*")
 
-# A damaged shard is kept for whoever wants to look into it, but its bytes count: up to this share of the capacity.
+# A damaged shard is kept for whoever wants to look into it, but in the place of a whole one: up to this share of the
+# capacity, so that a machine that nobody looks after keeps most of its cache.
 _BROKEN_SHARE = 0.25
 
 
@@ -103,10 +104,13 @@ class _Settling:
         here = boot_id()
         inspect = inspect or not here or before.boot_id != here
         whole = [number for number in before.shards if self._vet(number, before.map_bytes, inspect=inspect)]
-        broken_bytes = self._trim_broken(shards_bytes(len(whole), before.map_bytes))
+        broken_bytes = self._trim_broken(len(whole), before.map_bytes)
         budget_bytes = self._capacity_bytes - MANIFEST_BYTES - broken_bytes
         plan = plan_shards(budget_bytes, target_map_bytes, Plan(len(whole), before.map_bytes))
         kept = self._drop_oldest(whole, 0 if plan.map_bytes < before.map_bytes else plan.n_shards, before)
+        if not (self._directory / MANIFEST).exists():
+            # Without one, a shard whose creation is cut short would be taken for a damaged one.
+            write_manifest(self._directory, before._replace(map_bytes=before.map_bytes or plan.map_bytes))
         if kept and plan.map_bytes > before.map_bytes:
             for number in kept:
                 os.truncate(shard_path(self._directory, number), plan.map_bytes)
@@ -169,13 +173,13 @@ class _Settling:
         path.replace(aside)
         self._notices.append(f"{path}: {damage}; set aside as {aside.name}, its frames are lost, begun anew")
 
-    def _trim_broken(self, whole_bytes: int) -> int:
-        """Keep the newest set-aside files that fit beside the whole shards, delete the others; bytes kept."""
-        room_bytes = self._capacity_bytes - MANIFEST_BYTES - whole_bytes
+    def _trim_broken(self, n_whole: int, map_bytes: int) -> int:
+        """Keep the newest set-aside files that fit beside the whole shards, delete the others; bytes to set apart."""
+        room_bytes = self._capacity_bytes - MANIFEST_BYTES - shards_bytes(n_whole, map_bytes)
         kept_bytes = 0
         broken = [path for path in self._directory.iterdir() if _BROKEN.fullmatch(path.name)]
         for path in sorted(broken, key=lambda path: path.name.partition(".broken-")[2], reverse=True):
-            n_bytes = path.lstat().st_size
+            n_bytes = shards_bytes(1, max(map_bytes, path.lstat().st_size))
             if kept_bytes + n_bytes <= min(room_bytes, self._capacity_bytes * _BROKEN_SHARE):
                 kept_bytes += n_bytes
                 self._notices.append(f"{path} takes {n_bytes} bytes of the capacity; delete it to give them back")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 # LMDB data version 1 (0.9.x) on a 64-bit machine, native byte order: a page header of 16 bytes, then MDB_meta.
 _ORDER = "<" if sys.byteorder == "little" else ">"
-_PAGE_FLAGS = struct.Struct(f"{_ORDER}10xH")
+_PAGE = struct.Struct(f"{_ORDER}QxxH")
 _META = struct.Struct(f"{_ORDER}16xIIQQI92xQQ")
 _MAGIC = 0xBEEFC0DE
 _DATA_VERSION = 1
@@ -38,19 +38,19 @@ class LmdbMeta(NamedTuple):
 
 def read_meta(fd: int) -> LmdbMeta:
     """The meta page that liblmdb would choose. ValueError when the file is not an LMDB data file it could open."""
-    first = _parse_meta(os.pread(fd, _META.size, 0), "first")
-    second = _parse_meta(os.pread(fd, _META.size, first.page_bytes), "second")
+    first = _parse_meta(os.pread(fd, _META.size, 0), 0)
+    second = _parse_meta(os.pread(fd, _META.size, first.page_bytes), 1)
     if second.page_bytes != first.page_bytes:
         raise ValueError("its two meta pages disagree on the page size")
     return first if first.txn_id >= second.txn_id else second
 
 
-def _parse_meta(page: bytes, which: str) -> LmdbMeta:
+def _parse_meta(page: bytes, number: int) -> LmdbMeta:
+    which = ("first", "second")[number]
     if len(page) < _META.size:
         raise ValueError(f"its {which} meta page is cut short")
-    (flags,) = _PAGE_FLAGS.unpack_from(page)
     magic, version, _address, _map_bytes, page_bytes, last_page, txn_id = _META.unpack(page)
-    if not flags & _P_META or magic != _MAGIC:
+    if _PAGE.unpack_from(page) != (number, _P_META) or magic != _MAGIC:
         raise ValueError(f"its {which} page is not an LMDB meta page")
     if version != _DATA_VERSION:
         raise ValueError(f"its {which} meta page has data version {version}, expected {_DATA_VERSION}")

@@ -17,9 +17,6 @@ MIN_CAPACITY_BYTES = 16 << 20
 MAX_SHARDS = 256
 """Each shard takes two file descriptors and a mapping; 256 of them stay below the common limit of 1024 open files."""
 
-SMALL_SHARD_BYTES = 100 << 20
-"""A capacity of a few of these is cut into up to four shards all the same: losing one costs a quarter, not all."""
-
 LOCK_FILE_BYTES = 16 << 10
 """Set apart for each shard's lock file (126 readers of 64 bytes and a header)."""
 
@@ -53,7 +50,8 @@ def shards_bytes(n_shards: int, map_bytes: int) -> int:
 def plan_shards(budget_bytes: int, target_map_bytes: int, now: Plan) -> Plan:
     """The shards that make the most of `budget_bytes`, keeping as many of those there are `now` as fit.
 
-    A shard can grow but not shrink. Every shard has the same length, about `target_map_bytes` while the count allows.
+    A shard can grow but not shrink. Every shard has the same length: one to two times `target_map_bytes`, less when the
+    budget is, more when there would be more than `MAX_SHARDS`.
     """
     fresh = _fresh_plan(budget_bytes, target_map_bytes)
     if now.n_shards == 0:
@@ -67,8 +65,8 @@ def plan_shards(budget_bytes: int, target_map_bytes: int, now: Plan) -> Plan:
 
 
 def _fresh_plan(budget_bytes: int, target_map_bytes: int) -> Plan:
-    n_shards = max(-(-budget_bytes // target_map_bytes), min(4, budget_bytes // SMALL_SHARD_BYTES), 1)
-    n_shards = min(n_shards, MAX_SHARDS)
+    # A capacity of just under n targets, as 1 GiB less some housekeeping is, still gives n shards.
+    n_shards = min(max(1, (budget_bytes + budget_bytes // 16) // target_map_bytes), MAX_SHARDS)
     return Plan(n_shards, _longest_map(budget_bytes, n_shards))
 
 
@@ -105,7 +103,7 @@ def read_manifest(directory: Path) -> Manifest | None:
         )
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):  # not JSON, or JSON of another shape
+    except (ValueError, KeyError, TypeError, RecursionError):  # not JSON, or JSON of another shape
         return None
     except OSError as error:
         raise StoreError(f"{file} cannot be read: {error.strerror}") from error

@@ -22,7 +22,9 @@ def secure_directory(path: Path, ours: re.Pattern[str]) -> None:
     at a home directory by mistake must not lose the use of it.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for missing in [parent for parent in reversed(path.parents) if not parent.exists()]:
+            missing.mkdir(mode=0o700, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
             raise StoreError(f"{path} is a symlink; name the directory that it points to")
