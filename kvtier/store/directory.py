@@ -51,8 +51,8 @@ class Shards(Protocol):
         """Make an empty shard file of exactly `map_bytes`, where nothing is yet."""
         ...
 
-    def probe(self, path: Path, map_bytes: int) -> None:
-        """Open and close a shard; StoreError when that fails."""
+    def probe(self, path: Path, map_bytes: int) -> str | None:
+        """Open and close a shard; its damage, or None. StoreError when it is not the file that is at fault."""
         ...
 
     def summarize(self, path: Path, map_bytes: int) -> Summary:
@@ -153,15 +153,10 @@ class _Settling:
         keep_private(lock_path(path))
         cut_back(path, map_bytes)  # a start that was to lengthen it may have been cut short
         damage = find_damage(path, map_bytes) or (self._shards.inspect(path) if inspect else None)
-        if damage is None:
-            try:
-                self._shards.probe(path, map_bytes)
-            except StoreError as error:
-                damage = str(error)
-            else:
-                return True
-        self._set_aside(number, damage)
-        return False
+        damage = damage or self._shards.probe(path, map_bytes)
+        if damage is not None:
+            self._set_aside(number, damage)
+        return damage is None
 
     def _set_aside(self, number: int, damage: str) -> None:
         path = shard_path(self._directory, number)

@@ -6,6 +6,7 @@ from 0.6 to 0.1 GB/s of writes, 1 GiB holds its speed. docs/format.md describes 
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import time
@@ -44,6 +45,7 @@ _ENTRY_BYTES = 512  # of both B-trees per frame, when pages are as empty as LMDB
 _OVERFLOW_HEADER_BYTES = 16
 _INDEX = struct.Struct("<QQ")  # frame bytes, written_ns
 _DATABASES = (b"frames", b"index")
+_DAMAGE = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.NotFoundError, lmdb.PageNotFoundError, lmdb.IncompatibleError)
 
 
 def shard_map_bytes_for(chunk_bytes: int) -> int:
@@ -314,8 +316,14 @@ class _Files:
         except (lmdb.Error, OSError) as error:
             raise StoreError(_explain(path, "cannot be created", error)) from error
 
-    def probe(self, path: Path, map_bytes: int) -> None:
-        _Shard(path, map_bytes).close()
+    def probe(self, path: Path, map_bytes: int) -> str | None:
+        try:
+            _Shard(path, map_bytes).close()
+        except StoreError as error:
+            if isinstance(error.__cause__, _DAMAGE):
+                return str(error.__cause__)
+            raise  # too many open files, no memory: setting the shard aside for that would throw the cache away
+        return None
 
     def summarize(self, path: Path, map_bytes: int) -> Summary:
         shard = _Shard(path, map_bytes)
@@ -332,7 +340,7 @@ class _Files:
             return None
         try:
             return next(iter(verify(os.fspath(path), subdir=False)), None)
-        except VerifyError as error:
+        except (VerifyError, OSError) as error:
             return str(error)
 
 
@@ -371,6 +379,8 @@ def _settle(path: Path, capacity_bytes: int, target_map_bytes: int, lock: Direct
 
 def _explain(path: Path, what: str, error: Exception) -> str:
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if errno.EMFILE in (getattr(error, "errno", 0), getattr(error, "code", 0)):
+        said += "; raise the limit on open files (ulimit -n): the store takes two for each shard"
     # LMDB reports a write that the disk cut short as an I/O error.
     with suppress(OSError):
         space = os.statvfs(path.parent)

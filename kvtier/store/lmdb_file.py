@@ -78,7 +78,7 @@ def find_damage(path: Path, map_bytes: int) -> str | None:
     """Why liblmdb must not be given `path` as a shard of `map_bytes`, or None when the file is whole from outside.
 
     A shard file is exactly as long as its map from birth (its unwritten parts take no disk), so a shorter one has lost
-    something. Raises OSError only for what is no fault of the file: too many open files, an unreadable medium.
+    something. Raises OSError for what is no fault of the file, like too many open files.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -93,7 +93,7 @@ def find_damage(path: Path, map_bytes: int) -> str | None:
         meta = read_meta(fd)
         if meta.used_bytes > map_bytes:
             return f"its meta page claims {meta.used_bytes} bytes of {map_bytes}"
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # no LMDB file, or an unreadable sector
         return str(error)
     finally:
         os.close(fd)

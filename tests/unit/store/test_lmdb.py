@@ -407,6 +407,73 @@ def test_pages_lost_with_power_never_kill_the_process_or_pass_as_a_frame(folder:
     assert (result.returncode, result.stdout) == (0, "True True\n"), result.stderr
 
 
+def test_too_many_open_files_is_an_error_that_sets_no_shard_aside(folder: Path) -> None:
+    fill_both(folder)
+    code = """
+    import resource
+    store.close()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    for limit in range(lowest, lowest + 12):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            store = LmdbStore.open(folder, 40 * MIB, shard_map_bytes=20 * MIB)
+            assert sum(1 for _ in store.scan()) == 400
+            break
+        except StoreError as error:
+            print(error)
+    """
+    result = run(code, folder)
+    assert result.returncode == 0, result.stderr
+    assert "ulimit -n" in result.stdout
+    assert [path.name for path in folder.iterdir() if "broken" in path.name] == []
+
+
+def test_a_shard_without_its_databases_is_set_aside(folder: Path) -> None:
+    open_store(folder).close()
+    with lmdb.open(os.fspath(folder / "shard-0000.lmdb"), subdir=False, max_dbs=2) as env:
+        database = env.open_db(b"index")
+        with env.begin(write=True) as txn:
+            txn.drop(database)
+    store = open_store(folder)
+    assert "NOTFOUND" in store.notices[0]
+    store.close()
+
+
+def test_a_tree_found_broken_while_running_is_a_store_error(folder: Path) -> None:
+    fill_both(folder)
+    break_tree(folder / "shard-0000.lmdb")
+    code = """
+    calls = [lambda: list(store.scan()), lambda: read(store, 0, key_of(1)), lambda: put(store, 0, {key_of(1): b"x"})]
+    for call in calls:
+        try:
+            call()
+            raise SystemExit("no error")
+        except StoreError as error:
+            print(type(error).__name__)
+    assert read(store, 1, key_of(1)) == frame_of(1, 5000)
+    """
+    result = run(code, folder)
+    assert (result.returncode, result.stdout) == (0, "StoreError\n" * 3), result.stderr
+
+
+def test_a_failed_sync_is_an_error_and_is_still_owed(store: LmdbStore) -> None:
+    put(store, 0, {key_of(1): b"x"})
+    store._shards[0]._env.close()
+    for _ in range(2):
+        with pytest.raises(StoreError, match="cannot be synced"):
+            store.sync()
+
+
+def test_without_a_verifier_a_shard_is_opened_as_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_both(folder)
+    pretend_reboot(folder)
+    monkeypatch.setitem(sys.modules, "lmdb.verify", None)
+    store = open_store(folder)
+    assert (store.notices, sum(1 for _ in store.scan())) == ([], 400)
+    store.close()
+
+
 def test_a_frame_that_contradicts_its_index_does_not_verify(store: LmdbStore) -> None:
     frame = sealed(1)
     for n in (1, 2, 3):
