@@ -17,7 +17,11 @@ N_CHUNKS = 5
 TAIL = 20
 """Tokens after the last full chunk: a full hit leaves exactly these to compute, as a device hit does."""
 
-TINY: dict[str, Any] = {"skip_tokenizer_init": True}
+TINY: dict[str, Any] = {"skip_tokenizer_init": True, "dtype": "float32"}
+"""32-bit: in bf16, batching and prefill boundaries move greedy answers in plain vLLM too."""
+
+TWO_WORKERS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+"""vLLM binds a worker to a NUMA node unless told which cores each gets."""
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +55,7 @@ def prompts(
     n: int, *, n_tokens: int = N_CHUNKS * CHUNK + TAIL, vocabulary: int = 4096, seed: int = 0
 ) -> list[list[int]]:
     """Token prompts that share nothing, the same in every process."""
-    rng = random.Random(seed)  # noqa: S311 - test data
+    rng = random.Random(seed)
     return [[rng.randrange(10, vocabulary) for _ in range(n_tokens)] for _ in range(n)]
 
 

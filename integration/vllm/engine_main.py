@@ -1,8 +1,7 @@
-"""Child process of `integration.vllm.engine.Engine`: one offline LLM that does what JSON lines on a pipe say."""
+"""The process behind `integration.vllm.engine.Engine`: one offline LLM that does what JSON lines on a pipe say."""
 
 import json
 import os
-import sys
 import time
 from typing import Any
 
@@ -71,10 +70,10 @@ def _metrics(llm: Any) -> dict[str, float]:
     return values
 
 
-def main() -> None:
+def main(call_fd: int, answer_fd: int) -> None:
     """Build the LLM from the first line, then answer one line per call until the pipe ends."""
-    calls = os.fdopen(int(sys.argv[1]), "r")
-    answers = os.fdopen(int(sys.argv[2]), "w")
+    calls = os.fdopen(call_fd, "r")
+    answers = os.fdopen(answer_fd, "w")
 
     def answer(tree: Any) -> None:
         answers.write(json.dumps(tree) + "\n")
@@ -101,7 +100,3 @@ def main() -> None:
                 answer(_metrics(llm))
             case "tokenize":
                 answer([llm.get_tokenizer().encode(text) for text in call["texts"]])
-
-
-if __name__ == "__main__":
-    main()

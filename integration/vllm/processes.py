@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -11,18 +10,17 @@ _WAIT_S = 20.0
 _PYTHON_SEGMENTS = ("psm_", "sem.mp-", "mp-")
 
 
-def kill_group(leader: subprocess.Popen[bytes]) -> None:
-    """SIGKILL every process of `leader`'s group and return when all are gone; fine when they already are.
+def kill_group(group: int) -> None:
+    """SIGKILL every process of a process group and return when all are gone; fine when they already are.
 
-    `leader` was started with start_new_session=True. Segments of Python's multiprocessing that the group had mapped are
-    unlinked, as the tracker that does so dies too; anything else left in /dev/shm is a leak that a test may look for.
+    The leader, whose pid `group` is, began a session of its own; whoever started it reaps it. Segments of Python's
+    multiprocessing that the group had mapped are unlinked, as the tracker that does so dies too; anything else left in
+    /dev/shm is a leak that a test may look for.
     Raises TimeoutError when a process outlives the signal.
     """
-    group = leader.pid
     segments = _python_segments(group)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    leader.wait(_WAIT_S)
     deadline = time.monotonic() + _WAIT_S
     while alive := _members(group):
         if time.monotonic() > deadline:

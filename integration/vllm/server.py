@@ -126,7 +126,8 @@ class VllmServer:
         """SIGKILL the whole process group, no process gets to say goodbye. Fine to call twice."""
         if self._process is None:
             return
-        kill_group(self._process)
+        kill_group(self._process.pid)
+        self._process.wait()
         self._process = None
         self.pid = None
 

@@ -1,13 +1,13 @@
 """KV that another configuration made is never found: everything that shapes the bytes is in the key."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from integration.vllm.conftest import CHUNK, N_CHUNKS, TINY, prompts, tree
+from integration.vllm.conftest import CHUNK, N_CHUNKS, TINY, TWO_WORKERS, prompts, tree
 from integration.vllm.engine import Engine, wait_for_frames
 
 pytestmark = pytest.mark.timeout(600)
@@ -26,10 +26,10 @@ def warm_disk(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def disk(warm_disk: Path, tmp_path: Path) -> Iterator[Path]:
+def disk(warm_disk: Path, tmp_path: Path) -> Path:
     """A private copy of it."""
     shutil.copytree(warm_disk, tmp_path / "disk")
-    yield tmp_path / "disk"
+    return tmp_path / "disk"
 
 
 def cached(model: Path, disk: Path, log: Path, **kwargs: Any) -> int:
@@ -52,8 +52,8 @@ def test_the_same_weights_in_another_folder_hit_if_they_are_the_same_files(
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param({"tensor_parallel_size": 2}, id="tensor-parallel"),
-        pytest.param({"dtype": "float32"}, id="dtype"),
+        pytest.param({"tensor_parallel_size": 2, "env": TWO_WORKERS}, id="tensor-parallel"),
+        pytest.param({"dtype": "bfloat16"}, id="dtype"),
         pytest.param({"block_size": 64}, id="block-size"),
         pytest.param({"prefix_caching_hash_algo": "sha256_cbor"}, id="hash-algorithm"),
     ],

@@ -25,12 +25,14 @@ def family():
     with process:
         segment, child = process.stdout.readline().decode().split()
         yield process, Path("/dev/shm", segment), int(child)
-        kill_group(process)
+        kill_group(process.pid)
+        process.wait()
 
 
 def test_children_die_with_the_leader(family) -> None:
     process, _, child = family
-    kill_group(process)
+    kill_group(process.pid)
+    process.wait()
     # Nobody may be left to reap the orphan here: a zombie is dead, too.
     stat = Path(f"/proc/{child}/stat")
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
@@ -39,7 +41,8 @@ def test_children_die_with_the_leader(family) -> None:
 def test_shared_memory_of_the_group_is_unlinked(family) -> None:
     process, segment, _ = family
     assert segment.exists()
-    kill_group(process)
+    kill_group(process.pid)
+    process.wait()
     assert not segment.exists()
 
 
@@ -48,7 +51,8 @@ def test_shared_memory_of_others_stays(family, tmp_path) -> None:
     other = Path(f"/dev/shm/psm_kvtier_{os.getpid()}")
     other.write_bytes(b"x")
     try:
-        kill_group(process)
+        kill_group(process.pid)
+        process.wait()
         assert other.exists()
     finally:
         other.unlink()

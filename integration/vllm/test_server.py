@@ -45,9 +45,7 @@ def test_a_killed_server_comes_back_warm_and_says_so(smollm: Path, plain_smollm:
         server.kill()
         server.start()
         with concurrent.futures.ThreadPoolExecutor(2) as clients:
-            replies = list(
-                clients.map(lambda q: server.client.complete(q, max_tokens=12, ignore_eos=True), questions)
-            )
+            replies = list(clients.map(lambda q: server.client.complete(q, max_tokens=12, ignore_eos=True), questions))
         assert [reply.token_ids for reply in replies] == warm
         assert [reply.cached_tokens for reply in replies] == [n_full] * len(questions)
         metrics = server.client.metrics()
