@@ -306,7 +306,7 @@ class TieredCache:
             return placement
 
     def spilled(self, resident: Resident, placement: Placement | None, *, ok: bool, full: bool = False) -> None:
-        """The write of a spill ended; `full` if the shard had less room than it was thought to have."""
+        """The write of a spill ended. `full`, with the last of a write's: its shard had less room than was thought."""
         with self._lock:
             assert self.disk is not None
             resident.spilling = False
@@ -329,13 +329,6 @@ class TieredCache:
                 if resident.spill_failures >= MAX_SPILL_FAILURES:
                     self._clean(resident)
             self.host.release(resident)
-
-    def unindexed(self, shard: int, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
-        """Those of `keys` that may be deleted from `shard`: no newer frame of theirs was put there meanwhile."""
-        with self._lock:
-            assert self.disk is not None
-            frames = [(key, self.disk.get(key)) for key in keys]
-            return [key for key, frame in frames if frame is None or frame.shard != shard]
 
     def n_dirty(self) -> int:
         """Chunks in host that are not on disk."""

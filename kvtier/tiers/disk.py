@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 FULL_PENALTY = 0.97
 """A shard that reports full below its budget gets this share of the budget from then on: fragmentation is real."""
 
+FULL_REST = 64
+"""A shard that reports full though less than half of it is used gets none of the next so many frames."""
+
 MAX_VICTIM_SCAN = 1024
 """Frames looked at when making room for one."""
 
@@ -33,6 +36,8 @@ class DiskTier:
         self._shard_bytes = shard_bytes
         self._budget = [shard_bytes] * n_shards
         self._used = [0] * n_shards
+        self._rests_until = [0] * n_shards
+        self._n_placed = 0
         self._total_used = 0
         self._foreign: set[bytes] = set()  # chunk hashes that are here under another family
         self._family = b""
@@ -109,6 +114,7 @@ class DiskTier:
         room can be made (a frame larger than a shard, or everything cold is being read).
         """
         assert key not in self._frames, f"{key.hex()} is on disk already"
+        self._n_placed += 1
         cost = self._cost_of(n_bytes)
         shard = self._roomiest()
         evicted: list[tuple[int, ChunkKey]] = []
@@ -146,9 +152,11 @@ class DiskTier:
 
     def shard_full(self, shard: int) -> None:
         """The store had no room where the accounting saw some: expect less of that shard."""
-        used, budget = self._used[shard], self._budget[shard]
-        # Half is enough for any fragmentation. Who is full with less is broken, and must not look like the roomiest.
-        self._budget[shard] = max(min(self._shard_bytes // 2, used), min(int(budget * FULL_PENALTY), used))
+        used, half = self._used[shard], self._shard_bytes // 2
+        self._budget[shard] = max(half, min(int(self._budget[shard] * FULL_PENALTY), used))
+        if used < half:
+            # Not fragmentation, but perhaps somebody's long read. As the roomiest it would attract every frame to come.
+            self._rests_until[shard] = self._n_placed + FULL_REST + 1
 
     def drop(self, key: ChunkKey) -> None:
         """Forget the chunk for good."""
@@ -168,7 +176,8 @@ class DiskTier:
         assert self.frame_bytes == sum(f.n_bytes for f in self._frames.values() if f.ready)
 
     def _room(self, shard: int) -> int:
-        return self._budget[shard] - self._used[shard]
+        resting = self._n_placed < self._rests_until[shard]
+        return -self._shard_bytes if resting else self._budget[shard] - self._used[shard]
 
     def _roomiest(self) -> int:
         return max(range(len(self._budget)), key=self._room)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from kvtier.codec.frame import frame_bound, open_into, seal_into
 from kvtier.errors import FrameCorruptError, FrameForeignError, StoreError, StoreFullError
 from kvtier.transfer.breaker import Breaker
-from kvtier.types import Miss
+from kvtier.types import Miss, chunk_hash_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +166,8 @@ class Mover:
         return None
 
     def _report_bad(self, shard: int, key: ChunkKey, error: Exception) -> None:
-        self._report(f"frame {key.hex()[:24]} in shard {shard} does not verify; deleted, to be recomputed: {error}")
+        chunk = chunk_hash_of(key).hex()[:16]
+        self._report(f"frame of chunk {chunk} in shard {shard} does not verify; deleted, to be recomputed: {error}")
 
     def _reads_ok(self) -> None:
         with self._breaker_lock:
@@ -208,9 +209,7 @@ class Mover:
         work = self._the_work
         now = self._clock()
         self._reopen(now)
-        while not self._deletes.empty():
-            shard, key = self._deletes.get()
-            self._owed.setdefault(shard, []).append(key)
+        self._take_deletes()
         self._sync(now)
         batch = work.next_spills(len(self._buffers), idle=now - self._last_engine_call() > IDLE_AFTER_S)
         if not batch:
@@ -244,17 +243,17 @@ class Mover:
     def _write(self, shard: int, items: list[tuple[Resident, Placement, memoryview]]) -> None:
         """Write `items` to one shard, and delete what is owed there."""
         work = self._the_work
+        # Whatever left the index before these frames were placed goes before they come: the room of it is promised
+        # again, and a delete that waited longer could hit a newer frame of its key.
+        self._take_deletes()
         owed = self._owed.pop(shard, [])
         ok, full = False, False
         try:
             if work.disk_writable:  # else an earlier shard of this round switched it off
                 puts = [(resident.key, frame) for resident, _, frame in items]
-                # The index is asked now: of a key that left and came back, only the frame that left may be deleted.
-                deletes = work.unindexed(shard, owed)
-                if puts or deletes:
-                    self._store.write(shard, puts, deletes)
-                    self._unsynced = True
-                    self._write_breaker.succeeded()
+                self._store.write(shard, puts, owed)
+                self._unsynced = True
+                self._write_breaker.succeeded()
                 ok = True
         except StoreFullError:
             full = True
@@ -262,8 +261,13 @@ class Mover:
             self._write_failed(error)
         if not ok and not full:  # an error may come after the fact: what was put is to go as well
             self._owed[shard] = owed + [resident.key for resident, _, _ in items]
-        for resident, placement, _ in items:
-            work.spilled(resident, placement, ok=ok, full=full)
+        for n, (resident, placement, _) in enumerate(items, start=1):
+            work.spilled(resident, placement, ok=ok, full=full and n == len(items))
+
+    def _take_deletes(self) -> None:
+        while not self._deletes.empty():
+            shard, key = self._deletes.get()
+            self._owed.setdefault(shard, []).append(key)
 
     def _write_failed(self, error: Exception) -> None:
         with self._breaker_lock:

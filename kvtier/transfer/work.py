@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from kvtier.observe.stats import Stats
@@ -26,11 +25,7 @@ class Work(Protocol):
         ...
 
     def spilled(self, resident: Resident, placement: Placement | None, *, ok: bool, full: bool = False) -> None:
-        """One spill ended."""
-        ...
-
-    def unindexed(self, shard: int, keys: Sequence[ChunkKey]) -> list[ChunkKey]:
-        """Those of `keys` that may be deleted from `shard`: no newer frame of theirs was put there meanwhile."""
+        """One spill ended. `full`, with the last of a write's: its shard had less room than it was thought to have."""
         ...
 
     def promoted(self, job: Promotion, failure: Miss | None) -> None:

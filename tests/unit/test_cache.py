@@ -746,22 +746,6 @@ def test_a_chunk_dropped_while_it_was_being_spilled_and_stored_again_is_spilled_
     rig.cache.check()
 
 
-# ---- deletions ------------------------------------------------------------------------------------------------------
-
-
-def test_a_key_that_came_back_to_the_same_shard_is_not_to_be_deleted():
-    rig = evicted_to_disk("a")
-    chain = rig.cache.open_chain()
-    rig.walk(chain, "a")
-    rig.promote(Miss.CORRUPT)
-    ((shard, owed),) = rig.deleted
-    assert rig.cache.unindexed(shard, [owed]) == [owed]
-    rig.offload(chain, "a")
-    rig.spill()
-    assert rig.cache.unindexed(shard, [owed]) == []
-    assert rig.cache.unindexed(shard + 1, [owed]) == [owed]
-
-
 # ---- why a chunk misses ---------------------------------------------------------------------------------------------
 
 

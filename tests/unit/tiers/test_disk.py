@@ -4,7 +4,7 @@ import pytest
 
 from kvtier.policy.slru import Slru
 from kvtier.residency import Frame
-from kvtier.tiers.disk import DiskTier
+from kvtier.tiers.disk import FULL_REST, DiskTier
 from kvtier.types import ChunkKey, Record
 
 
@@ -138,12 +138,19 @@ def test_a_shard_keeps_half_of_its_budget_however_often_it_is_full():
     assert disk.used_bytes == 500
 
 
-def test_a_shard_that_is_full_while_it_is_nearly_empty_does_not_attract_every_frame():
-    disk = tier(2, 1000)
-    first = add(disk, 0, 10).shard
-    disk.shard_full(1 - first)
-    assert add(disk, 1, 10).shard == first
-    assert add(disk, 2, 10).shard == first
+def test_a_shard_that_is_full_while_it_is_nearly_empty_gets_no_frames_for_a_while():
+    disk = tier(2, 10_000)
+    disk.shard_full(0)
+    assert {add(disk, n, 10).shard for n in range(FULL_REST)} == {1}
+    assert add(disk, FULL_REST, 10).shard == 0
+
+
+def test_frames_in_a_resting_shard_are_not_evicted_for_room_that_is_not_there():
+    disk = tier(1)
+    add(disk, 0, 40)
+    disk.shard_full(0)
+    assert disk.place(key(1), 100) is None
+    assert key(0) in disk
 
 
 def test_the_capacity_is_what_the_shards_may_hold_together():
