@@ -11,12 +11,12 @@ from kvtier.cache import TieredCache
 from kvtier.codec.raw import Raw
 from kvtier.codec.registry import codec_for
 from kvtier.epoch import Epoch
-from kvtier.errors import KvtierError, StoreError
+from kvtier.errors import ConfigError, KvtierError, StoreError
 from kvtier.machine import DiskSpace
 from kvtier.observe.hitlog import HitLog
 from kvtier.observe.rate import PrefillRate
 from kvtier.policy.slru import Slru
-from kvtier.sizing import disk_bytes
+from kvtier.sizing import check_disk_fits, disk_bytes
 from kvtier.store.lmdb import LmdbStore, shard_map_bytes_for
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.host import HostTier
@@ -192,9 +192,14 @@ def _open_store(
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        space = DiskSpace.at(disk.path)
+        try:
+            check_disk_fits(config, space)
+        except ConfigError as error:
+            report(f"{error}; going on, and what does not fit is not kept")
         store = LmdbStore.open(
             folder,
-            disk_bytes(config, DiskSpace.at(disk.path)) // disk_share,
+            disk_bytes(config, space) // disk_share,
             shard_map_bytes=shard_map_bytes_for(geometry.chunk_bytes),
         )
     except BlockingIOError:

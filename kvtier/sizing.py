@@ -21,6 +21,7 @@ __all__ = [
     "Machine",
     "Sized",
     "Unknown",
+    "check_disk_fits",
     "check_host_fits",
     "chunk_tokens",
     "disk_bytes",
@@ -78,7 +79,8 @@ def check_host_fits(config: Config, machine: Machine) -> None:
 def disk_bytes(config: Config, disk: DiskSpace) -> int:
     """Bytes the disk tier may take; 0 when it is off, or when `auto` finds no room for 256 MiB.
 
-    `auto` stays the same from start to start: see `size_disk`. Raises ConfigError when anything else does not fit.
+    `auto` stays the same from start to start: see `size_disk`. Raises ConfigError when anything else is too little;
+    whether the file system has that much room now is for `check_disk_fits` to say.
     """
     return size_disk(config, disk).n_bytes
 
@@ -155,12 +157,22 @@ def size_disk(config: Config, disk: DiskSpace) -> Sized:
             f"`disk.capacity` is {_is(size, n_bytes)}, less than {format_bytes(DISK_LEAST_BYTES)}, the least: "
             "make it larger, or switch the tier off with `disk: off`"
         )
-    if n_bytes > room:
-        raise ConfigError(
-            f"`disk.capacity` is {_is(size, n_bytes)}, but {disk.path} has room for {format_bytes(room)}: "
-            f"free {format_bytes(n_bytes - room)} there, make it smaller, or name another `disk.path`"
-        )
     return Sized(n_bytes, rule)
+
+
+def check_disk_fits(config: Config, disk: DiskSpace) -> None:
+    """Raise ConfigError, with the remedy, when the file system has less room right now than the disk tier may take.
+
+    An engine runs all the same: its writes stop when the disk is full, and what the tier holds already stays warm.
+    """
+    sized = size_disk(config, disk)
+    room = disk.free_bytes + disk.held_bytes
+    if config.disk is not None and sized.n_bytes > room:
+        raise ConfigError(
+            f"`disk.capacity` is {_is(config.disk.capacity, sized.n_bytes)}, but {disk.path} has room for "
+            f"{format_bytes(room)}: free {format_bytes(sized.n_bytes - room)} there, make it smaller, "
+            "or name another `disk.path`"
+        )
 
 
 def enlarge_shm(n_bytes: int) -> str:

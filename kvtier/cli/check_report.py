@@ -147,6 +147,8 @@ def examine(
     )
     if report.host:
         _attempt(errors, lambda: sizing.check_host_fits(config, machine))
+    if report.disk and disk:
+        _attempt(errors, lambda: sizing.check_disk_fits(config, disk))
     if report.n_chunks(report.host) == 0:
         errors.append("`host.capacity`: not one chunk fits; make it larger or `chunk.tokens` smaller")
     warnings = [*_of_chunk(report, block_tokens), *_of_host(report, device_cache_bytes), *_of_disk(report)]

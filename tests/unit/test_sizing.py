@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvtier.config import parse
 from kvtier.errors import ConfigError
-from kvtier.sizing import DiskSpace, Machine, Sized, check_host_fits, chunk_tokens, disk_bytes, host_bytes, size_host
+from kvtier.sizing import DiskSpace, Machine, Sized, check_disk_fits, check_host_fits, chunk_tokens, disk_bytes, host_bytes, size_host
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -132,7 +132,7 @@ def test_a_percentage_of_disk_is_of_the_file_system():
 
 
 def test_a_disk_tier_without_room_is_refused_with_what_is_missing():
-    message = refusal(disk_bytes, disk("500GiB"), SPACE)
+    message = refusal(check_disk_fits, disk("500GiB"), SPACE)
     assert message == (
         "`disk.capacity` is 500GiB, but /nvme/kvtier has room for 400 GiB: free 100 GiB there, make it smaller, "
         "or name another `disk.path`"

@@ -100,7 +100,7 @@ class KVTierManager(OffloadingManager):
                 geometry,
                 pool,
                 build_namespace(vllm_config, spec.config, spec.kv_bytes_per_chunk),
-                report=_LOG.warning,
+                report=lambda line: _LOG.warning("kvtier: %s", line),
                 emit=_LOG.info,
                 sub_folder=f"dp-{spec.config.parallel.data_parallel_index}" if n_engines > 1 else "",
                 disk_share=n_engines,
