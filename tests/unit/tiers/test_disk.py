@@ -139,7 +139,7 @@ def test_a_shard_keeps_half_of_its_budget_however_often_it_is_full():
 
 
 def test_a_shard_that_is_full_while_it_is_nearly_empty_gets_no_frames_for_a_while():
-    disk = tier(2, 10_000)
+    disk = tier(2, 1000)
     disk.shard_full(0)
     assert {add(disk, n, 10).shard for n in range(FULL_REST)} == {1}
     assert add(disk, FULL_REST, 10).shard == 0
