@@ -173,3 +173,27 @@ def test_chunks_of_one_or_several_blocks_hit_in_whole_chunks(tiny: Path, tmp_pat
         warm = ask(engine, [question])[0]
         assert warm.cached == len(question) // tokens * tokens
         assert len(stored & set(engine.block_hashes()[0])) >= warm.cached // 32
+
+
+def test_an_eight_bit_kv_cache_hits_after_a_restart(tiny: Path, tmp_path: Path) -> None:
+    questions = prompts(2)
+    disk = tmp_path / "disk"
+    fp8: dict[str, Any] = {**TINY, "kv_cache_dtype": "fp8"}
+    with Engine(tiny, tmp_path / "log", kvtier=tree(disk), **fp8) as engine:
+        ask(engine, questions)
+        warm = ask(engine, questions)
+        assert [o.cached for o in warm] == [FULL, FULL]
+        wait_for_frames(disk, len(questions) * N_CHUNKS)
+        engine.kill()
+    with Engine(tiny, tmp_path / "log", kvtier=tree(disk), **fp8) as engine:
+        assert ask(engine, questions) == warm
+        assert hit_tokens(engine, "disk") == len(questions) * FULL
+
+
+def test_without_any_configuration_the_tiers_are_sized_from_the_machine(tiny: Path, tmp_path: Path) -> None:
+    question = prompts(1)[0]
+    env = {"XDG_CACHE_HOME": str(tmp_path)}
+    with Engine(tiny, tmp_path / "log", kvtier={}, env=env, **TINY) as engine:
+        engine.generate([question])
+        assert ask(engine, [question])[0].cached >= len(question) // 256 * 256
+        wait_for_frames(tmp_path / "kvtier", len(question) // 256)

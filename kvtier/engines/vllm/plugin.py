@@ -17,9 +17,6 @@ _LOG = logging.getLogger("vllm.kvtier")
 def register() -> None:
     """Register the connector and, where arguments get parsed, the options."""
     try:
-        # Before the engine derives its first block hash: vLLM < 0.32 takes a random seed for it unless this is set.
-        if _needs_fixed_seed():
-            os.environ.setdefault("PYTHONHASHSEED", "0")
         _register_connector()
         arg_utils = sys.modules.get("vllm.engine.arg_utils")
         if arg_utils is not None:
@@ -46,10 +43,3 @@ def _register_connector() -> None:
 
     if CONNECTOR not in KVConnectorFactory._registry:  # noqa: SLF001 - the public call raises on a second registration
         KVConnectorFactory.register_connector(CONNECTOR, "kvtier.engines.vllm.connector", "KVTierConnector")
-
-
-def _needs_fixed_seed() -> bool:
-    from vllm import __version__  # noqa: PLC0415 - only ever called inside a vLLM process
-
-    major, minor = (int(part) for part in __version__.split(".")[:2])
-    return (major, minor) < (0, 32)
