@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from kvtier.config import parse
 from kvtier.errors import ConfigError
-from kvtier.sizing import DiskSpace, Machine, Sized, check_disk_fits, check_host_fits, chunk_tokens, disk_bytes, host_bytes, size_host
+from kvtier.sizing import (
+    DiskSpace,
+    Machine,
+    Sized,
+    check_disk_fits,
+    check_host_fits,
+    chunk_tokens,
+    disk_bytes,
+    host_bytes,
+    size_host,
+)
 
 MIB, GIB = 1 << 20, 1 << 30
 
