@@ -157,6 +157,8 @@ class DiskTier:
         if used < half:
             # Not fragmentation, but perhaps somebody's long read. As the roomiest it would attract every frame to come.
             self._rests_until[shard] = self._n_placed + FULL_REST + 1
+            if min(self._rests_until) > self._n_placed + 1:
+                self._rests_until = [0] * len(self._budget)  # they cannot all rest
 
     def drop(self, key: ChunkKey) -> None:
         """Forget the chunk for good."""

@@ -134,13 +134,13 @@ class Mover:
             try:
                 self._the_work.promoted(job, self._outcome(job))
             except Exception as error:  # noqa: BLE001 - the thread must outlive any surprise
-                self._report(f"ending a promotion failed unexpectedly: {error!r}")
+                self._tell(f"ending a promotion failed unexpectedly: {error!r}")
 
     def _outcome(self, job: Promotion) -> Miss | None:
         try:
             return self._promote(job)
         except Exception as error:  # noqa: BLE001 - whatever it was, the chunk is a miss
-            self._report(f"promotion failed unexpectedly: {error!r}")
+            self._tell(f"promotion failed unexpectedly: {error!r}")
             return Miss.LOAD_FAILED
 
     def _promote(self, job: Promotion) -> Miss | None:
@@ -167,7 +167,7 @@ class Mover:
 
     def _report_bad(self, shard: int, key: ChunkKey, error: Exception) -> None:
         chunk = chunk_hash_of(key).hex()[:16]
-        self._report(f"frame of chunk {chunk} in shard {shard} does not verify; deleted, to be recomputed: {error}")
+        self._tell(f"frame of chunk {chunk} in shard {shard} does not verify; deleted, to be recomputed: {error}")
 
     def _reads_ok(self) -> None:
         with self._breaker_lock:
@@ -180,7 +180,7 @@ class Mover:
                 self._the_work.disk_readable = False
                 self._the_work.stats.tier_off += 1
         if tripped:
-            self._report(f"disk tier: reading switched off for a while, requests recompute instead: {error}")
+            self._tell(f"disk tier: reading switched off for a while, requests recompute instead: {error}")
             self._wake.set()
 
     # ---- down -------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ class Mover:
             try:
                 busy = self._spill_round()
             except Exception as error:  # noqa: BLE001 - the spiller must outlive any surprise
-                self._report(f"spill round failed unexpectedly: {error!r}")
+                self._tell(f"spill round failed unexpectedly: {error!r}")
                 busy = False
             if not busy:
                 self._wait()
@@ -232,7 +232,7 @@ class Mover:
             n_bytes = seal_into(self._slots[resident.slot], buffer, key=resident.key, codec=self._codec)
             placement = self._the_work.place(resident.key, n_bytes)
         except Exception as error:  # noqa: BLE001 - the resident must be unpinned whatever happens
-            self._report(f"sealing failed unexpectedly: {error!r}")
+            self._tell(f"sealing failed unexpectedly: {error!r}")
         if placement is None:
             self._the_work.spilled(resident, None, ok=False)
             return
@@ -276,7 +276,7 @@ class Mover:
                 self._the_work.disk_writable = False
                 self._the_work.stats.tier_off += 1
         if tripped:
-            self._report(f"disk tier: writing switched off for a while, requests go on without it: {error}")
+            self._tell(f"disk tier: writing switched off for a while, requests go on without it: {error}")
 
     def _reopen(self, now_s: float) -> None:
         """Give a tier that was switched off another try when its pause is over."""
@@ -293,8 +293,12 @@ class Mover:
         try:
             self._store.sync()
             self._unsynced = False
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001 - of whatever kind: it must not keep the engine from ending
             self._write_failed(error)
+
+    def _tell(self, line: str) -> None:
+        with contextlib.suppress(Exception):  # a log that cannot be written must not end a thread
+            self._report(line)
 
     @property
     def _the_work(self) -> Work:
