@@ -7,15 +7,15 @@ import time
 from pathlib import Path
 
 _WAIT_S = 20.0
-_PYTHON_SEGMENTS = ("psm_", "sem.mp-", "mp-")
+_SEGMENTS = ("psm_", "sem.mp-", "mp-", "vllm_dist_")
 
 
 def kill_group(group: int) -> None:
     """SIGKILL every process of a process group and return when all are gone; fine when they already are.
 
     The leader, whose pid `group` is, began a session of its own; whoever started it reaps it. Segments of Python's
-    multiprocessing that the group had mapped are unlinked, as the tracker that does so dies too; anything else left in
-    /dev/shm is a leak that a test may look for.
+    multiprocessing and of vLLM's workers that the group had mapped are unlinked, as whoever would do so dies too;
+    anything else left in /dev/shm is a leak that a test may look for.
     Raises TimeoutError when a process outlives the signal.
     """
     segments = _python_segments(group)
@@ -55,6 +55,6 @@ def _python_segments(group: int) -> set[Path]:
     found = set()
     for path in Path("/dev/shm").glob("*"):
         with contextlib.suppress(OSError):
-            if path.name.startswith(_PYTHON_SEGMENTS) and path.stat().st_ino in inodes:
+            if path.name.startswith(_SEGMENTS) and path.stat().st_ino in inodes:
                 found.add(path)
     return found
