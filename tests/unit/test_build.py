@@ -1,0 +1,320 @@
+"""build: a configuration becomes a running cache over a real store. The test is the engine."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from kvtier import config as config_module
+from kvtier.build import Kvtier, build
+from kvtier.errors import StoreError
+from kvtier.keys import NO_ADAPTER, Namespace
+from kvtier.store.lmdb import LmdbStore
+from kvtier.transfer.mover import Mover
+from kvtier.types import ChunkKey, Geometry, Lookup, Miss, Source
+
+MIB = 1 << 20
+CHUNK_BYTES = 64 << 10
+GEOMETRY = Geometry(CHUNK_BYTES, 16, "bfloat16")
+NAMESPACE = Namespace({"model": "m", "dtype": "bfloat16"})
+PATIENCE_S = 20.0
+
+
+class Engine:
+    """One start of an engine, from build to stop."""
+
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        n_slots: int = 16,
+        namespace: Namespace = NAMESPACE,
+        disk: Mapping[str, object] | None = None,
+        sub_folder: str = "",
+        disk_share: int = 1,
+    ) -> None:
+        settings: dict[str, object] = {"version": 1, "disk": "off"}
+        if folder is not None:
+            settings["disk"] = {"path": str(folder), "capacity": "64MiB", "write_behind_after": "0s", **(disk or {})}
+        self.reports: list[str] = []
+        self.lines: list[str] = []
+        self.pool = bytearray(n_slots * CHUNK_BYTES + 100)
+        self.kvtier: Kvtier = build(
+            config_module.parse(settings),
+            GEOMETRY,
+            memoryview(self.pool),
+            namespace,
+            report=self.reports.append,
+            emit=self.lines.append,
+            sub_folder=sub_folder,
+            disk_share=disk_share,
+        )
+        self.cache = self.kvtier.cache
+        self.n_slots = n_slots
+        started.append(self)
+
+    def keys(self, chunks: range) -> list[ChunkKey]:
+        return [ChunkKey(self.kvtier.family + NO_ADAPTER + b"chunk %d" % n) for n in chunks]
+
+    def slot(self, number: int) -> memoryview:
+        return memoryview(self.pool)[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
+
+    def request(self, chunks: range) -> list[Source]:
+        """Look `chunks` up, load what hits and compare it, store the rest. Returns where the hits came from."""
+        keys = self.keys(chunks)
+        chain = self.cache.open_chain()
+        answers = [Lookup.PENDING]
+        while Lookup.PENDING in answers:
+            until(lambda: self.cache.begin_walk(chain))
+            answers = [self.cache.lookup(chain, key) for key in keys]
+        n_hits = (*answers, Lookup.MISS).index(Lookup.MISS)
+        slots = self.cache.begin_onload(chain, keys[:n_hits])
+        assert slots is not None
+        assert [bytes(self.slot(slot)) for slot in slots] == [content(key) for key in keys[:n_hits]]
+        self.cache.end_onload(keys[:n_hits])
+        offload = self.cache.begin_offload(chain, keys[n_hits:])
+        for key, slot in zip(offload.keys, offload.slots, strict=True):
+            self.slot(slot)[:] = content(key)
+        self.cache.end_offload(offload.keys)
+        self.miss = chain.miss
+        self.cache.close_chain(chain)
+        return [chain.sources[key] for key in keys[:n_hits]]
+
+    def spilled(self, chunks: range) -> None:
+        """Have `chunks` on disk."""
+        for first in range(chunks.start, chunks.stop, self.n_slots):
+            self.request(range(first, min(first + self.n_slots, chunks.stop)))
+            until(lambda: not self.cache.n_dirty())
+
+    def stop(self) -> None:
+        self.kvtier.stop()
+
+
+started: list[Engine] = []
+
+
+@pytest.fixture(autouse=True)
+def stop_all() -> Iterator[None]:
+    yield
+    while started:
+        started.pop().stop()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("kvtier")]
+
+
+def content(key: ChunkKey) -> bytes:
+    """Compressible, and another for every chunk hash."""
+    rng = random.Random(key[16:])
+    return b"".join(bytes([rng.randrange(256), 0x3F]) for _ in range(64)) * (CHUNK_BYTES // 128)
+
+
+def until(condition: Callable[[], object]) -> None:
+    give_up_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < give_up_s
+        time.sleep(0.002)
+
+
+def bytes_on_disk(folder: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def test_without_a_disk_tier_chunks_hit_in_host():
+    engine = Engine(None)
+    assert engine.cache.disk is None
+    engine.request(range(8))
+    assert engine.request(range(8)) == [Source.HOST] * 8
+    assert engine.reports == []
+
+
+def test_the_pool_is_cut_into_whole_slots():
+    engine = Engine(None, n_slots=5)
+    assert engine.cache.host.n_slots == 5
+
+
+def test_what_host_dropped_comes_back_from_disk(tmp_path: Path):
+    engine = Engine(tmp_path / "kv")
+    engine.spilled(range(40))
+    assert engine.request(range(8)) == [Source.DISK] * 8
+    assert engine.reports == []
+    stats = engine.cache.stats
+    assert stats.spill_stored_bytes < stats.spill_raw_bytes
+
+
+def test_a_restart_finds_what_was_spilled(tmp_path: Path):
+    first = Engine(tmp_path / "kv")
+    first.spilled(range(40))
+    first.stop()
+    second = Engine(tmp_path / "kv")
+    assert len(second.cache.disk or ()) == 40
+    for start in range(0, 40, 8):
+        assert second.request(range(start, start + 8)) == [Source.DISK] * 8
+    second.cache.check()
+
+
+def test_a_warm_cache_needs_no_sync_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = Engine(tmp_path / "kv")
+    first.spilled(range(16))
+    monkeypatch.setattr(Mover, "_sync", lambda *_, **__: None)
+    first.stop()
+    assert Engine(tmp_path / "kv").request(range(16))[:14] == [Source.DISK] * 14
+
+
+def test_frames_of_another_namespace_never_hit_and_are_told_as_foreign(tmp_path: Path):
+    first = Engine(tmp_path / "kv")
+    first.spilled(range(8))
+    first.stop()
+    other = Engine(tmp_path / "kv", namespace=Namespace({"model": "m", "dtype": "bfloat16", "tp": 2}))
+    assert other.request(range(8)) == []
+    assert other.miss is Miss.FOREIGN
+
+
+def test_after_a_reset_neither_this_engine_nor_the_next_finds_anything(tmp_path: Path):
+    first = Engine(tmp_path / "kv")
+    first.spilled(range(8))
+    before = first.kvtier.family
+    first.kvtier.reset()
+    assert first.kvtier.family != before
+    assert first.request(range(8)) == []
+    first.spilled(range(8))
+    first.stop()
+    second = Engine(tmp_path / "kv")
+    assert second.kvtier.family not in {before, first.kvtier.family}
+    assert second.request(range(8)) == []
+
+
+def test_a_second_engine_on_the_same_folder_runs_without_the_disk_tier(tmp_path: Path):
+    first = Engine(tmp_path / "kv")
+    first.spilled(range(8))
+    second = Engine(tmp_path / "kv")
+    assert second.cache.disk is None
+    assert len(second.reports) == 1
+    assert "in use by another engine" in second.reports[0]
+    second.request(range(8))
+    assert second.request(range(8)) == [Source.HOST] * 8
+    second.stop()
+    first.stop()
+    third = Engine(tmp_path / "kv")
+    assert third.request(range(8)) == [Source.DISK] * 8
+
+
+def test_engines_under_one_configuration_have_folders_and_shares_of_their_own(tmp_path: Path):
+    engines = [Engine(tmp_path / "kv", sub_folder=f"dp-{n}", disk_share=2) for n in range(2)]
+    for engine in engines:
+        assert engine.reports == []
+        assert engine.cache.disk is not None
+        assert 0 < engine.cache.disk.capacity_bytes <= 32 * MIB
+        engine.spilled(range(8))
+    assert sorted(path.name for path in (tmp_path / "kv").iterdir()) == ["dp-0", "dp-1"]
+
+
+@pytest.mark.parametrize("in_the_way", ["kv", "kv/engine.lock", "kv/shard-0000.lmdb"])
+def test_an_unusable_path_leaves_the_engine_without_a_disk_tier(tmp_path: Path, in_the_way: str):
+    place = tmp_path / in_the_way
+    place.parent.mkdir(exist_ok=True)
+    if in_the_way == "kv":
+        place.write_text("a file")
+    else:
+        place.mkdir()
+    engine = Engine(tmp_path / "kv")
+    if engine.cache.disk is None:
+        assert "disk tier is off" in engine.reports[-1]
+    else:
+        assert engine.reports, "it found a way, and says so"
+    engine.request(range(8))
+    assert engine.request(range(8)) == [Source.HOST] * 8
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path):
+    (tmp_path / "kv").mkdir()
+    (tmp_path / "target").write_text("")
+    (tmp_path / "kv" / "engine.lock").symlink_to(tmp_path / "target")
+    engine = Engine(tmp_path / "kv")
+    assert engine.cache.disk is None
+    assert "disk tier is off" in engine.reports[0]
+
+
+def test_a_store_whose_index_cannot_be_read_leaves_the_engine_without_a_disk_tier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def unreadable(_: LmdbStore) -> Iterator[None]:
+        raise StoreError("shard 0: cannot be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LmdbStore, "scan", unreadable)
+        engine = Engine(tmp_path / "kv")
+    assert engine.cache.disk is None
+    assert "cannot be read" in engine.reports[-1]
+    assert Engine(tmp_path / "kv").cache.disk is not None, "the folder was let go"
+
+
+def test_an_epoch_that_cannot_be_kept_is_reported_and_a_restart_finds_nothing(tmp_path: Path):
+    (tmp_path / "kv").mkdir(mode=0o700)
+    (tmp_path / "kv" / "namespaces").write_text("in the way")
+    first = Engine(tmp_path / "kv")
+    assert "will not be found after a restart" in first.reports[0]
+    first.spilled(range(8))
+    assert first.cache.disk is not None
+    first.stop()
+    assert Engine(tmp_path / "kv").request(range(8)) == []
+
+
+def test_a_capacity_too_small_for_a_store_leaves_the_engine_without_a_disk_tier(tmp_path: Path):
+    engine = Engine(tmp_path / "kv", disk={"capacity": "1MiB"})
+    assert engine.cache.disk is None
+    assert "disk tier is off" in engine.reports[-1]
+
+
+def test_the_capacity_is_never_passed_on_disk(tmp_path: Path):
+    folder = tmp_path / "kv"
+    engine = Engine(folder, disk={"capacity": "16MiB", "codec": "raw"})
+    for start in range(0, 600, 16):
+        engine.request(range(start, start + 16))
+        until(lambda: not engine.cache.n_dirty())
+        assert bytes_on_disk(folder) <= 16 * MIB
+    assert engine.cache.stats.disk_evicted_chunks > 0
+    gauges = engine.cache.snapshot(0.0)[1]
+    assert 8 * MIB < gauges.disk_used_bytes <= gauges.disk_capacity_bytes <= 16 * MIB
+    assert engine.cache.stats.spill_failed_chunks == 0
+    engine.cache.check()
+
+
+def test_a_smaller_capacity_holds_from_the_next_start_on(tmp_path: Path):
+    folder = tmp_path / "kv"
+    first = Engine(folder, disk={"capacity": "48MiB", "codec": "raw"})
+    first.spilled(range(400))
+    first.stop()
+    second = Engine(folder, disk={"capacity": "16MiB", "codec": "raw"})
+    assert bytes_on_disk(folder) <= 16 * MIB
+    second.spilled(range(1000, 1200))
+    assert bytes_on_disk(folder) <= 16 * MIB
+    assert second.cache.stats.spill_failed_chunks == 0
+    second.cache.check()
+
+
+def test_with_evict_only_nothing_is_written_behind(tmp_path: Path):
+    engine = Engine(tmp_path / "kv", disk={"write": "evict_only"})
+    engine.request(range(8))
+    assert engine.cache.next_spills(8, idle=True) == []
+    assert engine.cache.n_dirty() == 8
+
+
+def test_a_store_with_a_stuck_reader_is_not_closed_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    closed: list[object] = []
+    close = LmdbStore.close
+    monkeypatch.setattr(LmdbStore, "close", lambda store: (closed.append(store), close(store)))
+    engine = Engine(tmp_path / "kv")
+    with monkeypatch.context() as patch:
+        stop = Mover.stop
+        patch.setattr(Mover, "stop", lambda mover: stop(mover) and False)
+        engine.stop()
+    assert closed == []
+    assert "stuck" in engine.reports[-1]
+
+
+def test_stopping_twice_is_no_error(tmp_path: Path):
+    engine = Engine(tmp_path / "kv")
+    engine.stop()
+    engine.stop()
