@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 from kvtier import sizing
 from kvtier.config import Config
+from kvtier.engines.vllm import allow_list
 from kvtier.errors import ConfigError
 from kvtier.sizing import DiskSpace, KvShape, Machine, Sized, Unknown
 from kvtier.units import format_bytes
@@ -151,7 +152,12 @@ def examine(
         _attempt(errors, lambda: sizing.check_disk_fits(config, disk))
     if report.n_chunks(report.host) == 0:
         errors.append("`host.capacity`: not one chunk fits; make it larger or `chunk.tokens` smaller")
-    warnings = [*_of_chunk(report, block_tokens), *_of_host(report, device_cache_bytes), *_of_disk(report)]
+    warnings = [
+        *_of_chunk(report, block_tokens),
+        *_of_host(report, device_cache_bytes),
+        *_of_disk(report),
+        *filter(None, [allow_list.excluded()]),
+    ]
     return replace(report, errors=tuple(errors), warnings=tuple(warnings))
 
 

@@ -1,12 +1,14 @@
-"""PrefillRate: tokens per second the engine prefills at, as a moving median. Feeds the estimate of seconds saved."""
+"""PrefillRate: tokens per second the engine prefills at, as a moving median. Feeds the estimate of seconds saved.
+
+The median is weighted by tokens: what a hit saves is a large prefill, and a small one says little about it.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from statistics import median
 
-MIN_TOKENS = 64
-"""Steps with fewer prefill tokens say more about decoding than about prefill."""
+MIN_TOKENS = 256
+"""Steps with fewer prefill tokens say more about decoding and fixed costs than about prefill."""
 
 WINDOW = 33
 
@@ -20,7 +22,7 @@ class PrefillRate:
     def __init__(self) -> None:
         self.tokens_per_s = 0.0  # 0 until measured
         self._scheduled: deque[tuple[float, int]] = deque(maxlen=MAX_STEPS_OUT)
-        self._rates: deque[float] = deque(maxlen=WINDOW)
+        self._steps: deque[tuple[float, int]] = deque(maxlen=WINDOW)  # rate, tokens
         self._last_output_s = 0.0
 
     def step_scheduled(self, now_s: float, n_prefill_tokens: int) -> None:
@@ -35,5 +37,13 @@ class PrefillRate:
         took_s = now_s - max(scheduled_s, self._last_output_s)
         self._last_output_s = now_s
         if n_tokens >= MIN_TOKENS and took_s > 0:
-            self._rates.append(n_tokens / took_s)
-            self.tokens_per_s = median(self._rates)
+            self._steps.append((n_tokens / took_s, n_tokens))
+            self.tokens_per_s = self._median()
+
+    def _median(self) -> float:
+        half = sum(tokens for _, tokens in self._steps) / 2
+        for rate, tokens in sorted(self._steps):
+            half -= tokens
+            if half <= 0:
+                return rate
+        raise AssertionError("no steps")

@@ -14,7 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransfe
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.worker import OffloadingConnectorWorker
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
-from kvtier.engines.vllm import compat, plugin, settings
+from kvtier.engines.vllm import allow_list, compat, settings
 from kvtier.engines.vllm.manager import KVTierManager
 from kvtier.engines.vllm.metrics import without_ours
 from kvtier.engines.vllm.namespace import adapter_fingerprint
@@ -46,7 +46,7 @@ class KVTierConnector(OffloadingConnector):
                 "kvtier: the host pool is shared memory of one node; multi-node engines are not supported"
             )
         if role == KVConnectorRole.SCHEDULER:
-            for warning in filter(None, (compat.version_warning(vllm_version), plugin.excluded())):
+            for warning in filter(None, (compat.version_warning(vllm_version), allow_list.excluded())):
                 _LOG.warning("kvtier: %s", warning)
         config = settings.settle(vllm_config)
         settings.settle_chunk(vllm_config, kv_cache_config, config)

@@ -7,7 +7,6 @@ takes microseconds, imports nothing heavy that is not imported already, and neve
 from __future__ import annotations
 
 import logging
-import os
 import sys
 
 CONNECTOR = "kvtier"
@@ -25,17 +24,6 @@ def register() -> None:
             cli_flag.install(arg_utils)
     except Exception as error:  # noqa: BLE001 - a plugin that raises takes the server down with it
         _LOG.warning("kvtier could not register with this vLLM and stays out of the way: %r", error)
-
-
-def excluded() -> str | None:
-    """One line for the operator if VLLM_PLUGINS keeps vLLM from loading this plugin, else None."""
-    allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is None or CONNECTOR in (name.strip() for name in allowed.split(",")):
-        return None
-    return (
-        f"VLLM_PLUGINS={allowed!r} does not name kvtier, so vLLM does not know --kv-connector kvtier: "
-        f"add kvtier to the list or unset it"
-    )
 
 
 def _register_connector() -> None:

@@ -253,3 +253,12 @@ def test_defaults_are_checked_without_torch_or_vllm(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
     assert done.stderr == ""
     assert json.loads(done.stdout)["config"]["host"] == Config().to_tree()["host"]
+
+
+@pytest.mark.parametrize(("plugins", "warned"), [("other", True), ("other, kvtier", False), ("", True), (None, False)])
+def test_a_plugin_list_of_vllm_that_leaves_kvtier_out_is_a_warning(call, monkeypatch, plugins, warned):
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    if plugins is not None:
+        monkeypatch.setenv("VLLM_PLUGINS", plugins)
+    _, out, _ = call(SMALL)
+    assert ("VLLM_PLUGINS" in out) == warned

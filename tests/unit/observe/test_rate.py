@@ -30,11 +30,19 @@ def test_steps_that_mostly_decode_do_not_count():
 
 def test_an_overlapping_step_counts_from_the_end_of_the_one_before():
     rate = PrefillRate()
-    rate.step_scheduled(0.0, 100)
-    rate.step_scheduled(0.1, 400)
+    rate.step_scheduled(0.0, MIN_TOKENS)
+    rate.step_scheduled(0.1, 1000)
     rate.step_done(1.0)
-    rate.step_done(2.0)
-    assert rate.tokens_per_s == pytest.approx((100 + 400) / 2)
+    rate.step_done(1.5)
+    assert rate.tokens_per_s == pytest.approx(1000 / 0.5)
+
+
+def test_many_small_steps_do_not_outweigh_a_large_one():
+    rate = PrefillRate()
+    step(rate, 0.0, 1.0, 8 * MIN_TOKENS)
+    for n in range(1, 7):
+        step(rate, n, n + 1, MIN_TOKENS)
+    assert rate.tokens_per_s == 8 * MIN_TOKENS
 
 
 def test_one_stray_step_does_not_move_the_median():
