@@ -259,7 +259,7 @@ class Mover:
             full = True
         except Exception as error:  # noqa: BLE001 - of whatever kind: the residents must be unpinned
             self._write_failed(error)
-        if not ok and not full:  # an error may come after the fact: what was put is to go as well
+        if not ok:  # an error may come after the fact: what was put is to go as well
             self._owed[shard] = owed + [resident.key for resident, _, _ in items]
         for n, (resident, placement, _) in enumerate(items, start=1):
             work.spilled(resident, placement, ok=ok, full=full and n == len(items))
