@@ -1,0 +1,257 @@
+"""LmdbStore over damaged and failing files: set aside or a StoreError, never a signal, never a wrong frame."""
+
+import os
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from kvtier.errors import StoreError
+from kvtier.store.lmdb import LmdbStore
+from kvtier.testing.contracts import frame_of, key_of, put, read
+from tests.rigs.lmdb_store import MIB, break_tree, file_bytes, fill_both, open_store, pretend_reboot, run
+
+
+def test_a_full_disk_is_an_error_that_loses_nothing_and_heals(folder: Path) -> None:
+    # The limit on file length stands in for the disk: LMDB sees the same short write.
+    code = """
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5 * MIB, resource.RLIM_INFINITY))
+    n = 0
+    try:
+        while True:
+            put(store, 0, {key_of(n): frame_of(n, 500_000)})
+            n += 1
+    except StoreError as error:
+        print(type(error).__name__)
+    assert 5 < n < 12, n
+    try:
+        put(store, 0, {key_of(99): frame_of(99, 500_000)}, [key_of(0)])
+        raise SystemExit("wrote beyond the limit")
+    except StoreError:
+        pass
+    assert {record.key for record in store.scan()} == {key_of(m) for m in range(n)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    put(store, 0, {key_of(100): frame_of(100, 500_000)})
+    assert read(store, 0, key_of(100)) == frame_of(100, 500_000)
+    assert read(store, 0, key_of(n - 1)) == frame_of(n - 1, 500_000)
+    """
+    result = run(code, folder)
+    assert (result.returncode, result.stdout) == (0, "StoreError\n"), result.stderr
+
+
+# Damage
+
+
+@pytest.mark.parametrize("n_bytes", [20 * MIB // 2, 300_000, 8192, 5000, 1, 0])
+def test_a_truncated_shard_is_set_aside_before_it_can_kill_the_process(n_bytes: int, folder: Path) -> None:
+    code = """
+    for notice in store.notices: print(notice)
+    print(sorted(record.shard for record in store.scan()))
+    put(store, 0, {key_of(9): frame_of(9, 1000)})
+    assert read(store, 0, key_of(9)) == frame_of(9, 1000)
+    """
+    store = open_store(folder)
+    for shard in (0, 1):
+        put(store, shard, {key_of(n): frame_of(n, 200_000) for n in range(3)})
+    store.close()
+    os.truncate(folder / "shard-0000.lmdb", n_bytes)
+    result = run(code, folder)
+    assert result.returncode == 0, result.stderr
+    assert f"it is {n_bytes} bytes long" in result.stdout
+    assert result.stdout.endswith("[1, 1, 1]\n")
+
+
+def test_a_shard_truncated_while_open_is_an_error_not_a_signal(folder: Path) -> None:
+    code = """
+    put(store, 0, {key_of(1): frame_of(1, 1_000_000)})
+    os.truncate(folder / "shard-0000.lmdb", 100_000)
+    calls = [lambda: read(store, 0, key_of(1)), lambda: put(store, 0, {key_of(2): b"x"}), lambda: list(store.scan())]
+    for call in calls:
+        try:
+            call()
+            raise SystemExit("no error")
+        except StoreError as error:
+            print(error)
+    """
+    result = run(code, folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("was cut to 100000 bytes since it was opened") == 3
+
+
+def test_a_directory_removed_while_open_is_an_error(store: LmdbStore, folder: Path) -> None:
+    put(store, 0, {key_of(1): b"x"})
+    folder.rename(folder.with_name("elsewhere"))
+    with pytest.raises(StoreError, match="No such file"):
+        read(store, 0, key_of(1))
+    with pytest.raises(StoreError, match="No such file"):
+        put(store, 0, {key_of(2): b"x"})
+
+
+def test_a_shard_replaced_while_open_is_an_error(store: LmdbStore, folder: Path) -> None:
+    (folder / "shard-0000.lmdb").rename(folder / "old")
+    (folder / "shard-0000.lmdb").write_bytes((folder / "old").read_bytes())
+    with pytest.raises(StoreError, match="was replaced"):
+        read(store, 0, key_of(1))
+
+
+@pytest.mark.parametrize("content", [os.urandom(20 * MIB - 65536), b"", b"garbage"], ids=["random", "empty", "short"])
+def test_a_shard_of_garbage_is_set_aside_and_begun_anew(content: bytes, folder: Path) -> None:
+    store = open_store(folder)
+    put(store, 1, {key_of(1): frame_of(1, 100)})
+    store.close()
+    (folder / "shard-0000.lmdb").write_bytes(content)
+    store = open_store(folder)
+    assert "set aside" in store.notices[0]
+    assert store.n_shards == 2
+    assert [record.shard for record in store.scan()] == [1]
+    put(store, 0, {key_of(2): frame_of(2, 100)})
+    assert file_bytes(folder) <= 40 * MIB
+    store.close()
+
+
+def test_set_aside_files_never_take_the_store_beyond_its_capacity(folder: Path) -> None:
+    for n in range(6):
+        store = LmdbStore.open(folder, 160 * MIB, shard_map_bytes=20 * MIB)
+        assert file_bytes(folder) <= 160 * MIB
+        assert store.n_shards >= 6
+        store.close()
+        with (folder / f"shard-000{n}.lmdb").open("r+b") as file:
+            file.write(b"overwritten")
+    aside = [path for path in folder.iterdir() if ".broken-" in path.name]
+    assert 1 <= len(aside) <= 2  # a quarter of the capacity
+
+
+def test_removing_a_set_aside_file_gives_its_bytes_back(folder: Path) -> None:
+    LmdbStore.open(folder, 160 * MIB, shard_map_bytes=20 * MIB).close()
+    with (folder / "shard-0003.lmdb").open("r+b") as file:
+        file.write(b"overwritten")
+    store = LmdbStore.open(folder, 160 * MIB, shard_map_bytes=20 * MIB)
+    assert store.n_shards == 7
+    store.close()
+    next(path for path in folder.iterdir() if ".broken-" in path.name).unlink()
+    store = LmdbStore.open(folder, 160 * MIB, shard_map_bytes=20 * MIB)
+    assert (store.n_shards, store.notices) == (8, [])
+    store.close()
+
+
+def test_after_a_reboot_a_shard_with_a_broken_tree_is_set_aside(folder: Path) -> None:
+    fill_both(folder)
+    break_tree(folder / "shard-0000.lmdb")
+    pretend_reboot(folder)
+    store = open_store(folder)
+    assert "set aside" in store.notices[0]
+    assert {record.shard for record in store.scan()} == {1}
+    store.close()
+
+
+def test_after_a_reboot_whole_shards_are_kept(folder: Path) -> None:
+    fill_both(folder)
+    pretend_reboot(folder)
+    store = open_store(folder)
+    assert store.notices == []
+    assert sum(1 for _ in store.scan()) == 400
+    store.close()
+
+
+def test_inspection_can_be_asked_for(folder: Path) -> None:
+    fill_both(folder)
+    break_tree(folder / "shard-0001.lmdb")
+    store = LmdbStore.open(folder, 40 * MIB, shard_map_bytes=20 * MIB, inspect=True)
+    assert "set aside" in store.notices[0]
+    assert {record.shard for record in store.scan()} == {0}
+    store.close()
+
+
+def test_pages_lost_with_power_never_kill_the_process_or_pass_as_a_frame(folder: Path) -> None:
+    code = """
+    import random, shutil
+    from kvtier.codec.frame import open_into, seal_into, frame_bound
+    from kvtier.codec.registry import codec_for
+    from kvtier.errors import FrameError
+    codec, room, out = codec_for("int8"), memoryview(bytearray(9000)), memoryview(bytearray(5000))
+    for n in range(300):
+        frame = room[: seal_into(memoryview(frame_of(n, 5000)), room, key=key_of(n), codec=codec)]
+        store.write(0, [(key_of(n), frame)], [key_of(n - 200)])
+    store.close()
+    whole = folder.with_name("whole")
+    shutil.copytree(folder, whole)
+    rng, served, refused = random.Random(5), 0, 0
+    for trial in range(30):
+        shutil.rmtree(folder)
+        shutil.copytree(whole, folder)
+        manifest = folder / "kvtier-store.json"
+        manifest.write_text(manifest.read_text().replace('"boot_id": "', '"boot_id": "another'))
+        with (folder / "shard-0000.lmdb").open("r+b") as file:
+            for _ in range(1 + trial % 3):
+                file.seek(4096 * rng.randrange(2, 550))
+                page = file.read(4096)
+                file.seek(4096 * rng.randrange(2, 550))
+                file.write(bytes(4096) if trial % 2 else page)
+        store = LmdbStore.open(folder, 40 * MIB, shard_map_bytes=20 * MIB)
+        for record in list(store.scan()):
+            n = next(n for n in range(300) if key_of(n) == record.key)
+            try:
+                with store.read(record.shard, record.key) as frame:
+                    open_into(frame, out, key=record.key)
+                assert out == frame_of(n, 5000)
+                served += 1
+            except (FrameError, StoreError):
+                refused += 1
+        for n in range(30):
+            put(store, 0, {key_of(1000 + n): frame_of(n, 5000)}, [record.key for record in store.scan()][:1])
+        store.close()
+    print(served > 500, refused > 5)
+    """
+    result = run(code, folder)
+    assert (result.returncode, result.stdout) == (0, "True True\n"), result.stderr
+
+
+def test_too_many_open_files_is_an_error_that_sets_no_shard_aside(folder: Path) -> None:
+    fill_both(folder)
+    code = """
+    import resource
+    store.close()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    for limit in range(lowest, lowest + 12):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            store = LmdbStore.open(folder, 40 * MIB, shard_map_bytes=20 * MIB)
+            assert sum(1 for _ in store.scan()) == 400
+            break
+        except StoreError as error:
+            print(error)
+    """
+    result = run(code, folder)
+    assert result.returncode == 0, result.stderr
+    assert "ulimit -n" in result.stdout
+    assert [path.name for path in folder.iterdir() if "broken" in path.name] == []
+
+
+def test_a_shard_without_its_databases_is_set_aside(folder: Path) -> None:
+    open_store(folder).close()
+    with lmdb.open(os.fspath(folder / "shard-0000.lmdb"), subdir=False, max_dbs=2) as env:
+        database = env.open_db(b"index")
+        with env.begin(write=True) as txn:
+            txn.drop(database)
+    store = open_store(folder)
+    assert "NOTFOUND" in store.notices[0]
+    store.close()
+
+
+def test_a_tree_found_broken_while_running_is_a_store_error(folder: Path) -> None:
+    fill_both(folder)
+    break_tree(folder / "shard-0000.lmdb")
+    code = """
+    calls = [lambda: list(store.scan()), lambda: read(store, 0, key_of(1)), lambda: put(store, 0, {key_of(1): b"x"})]
+    for call in calls:
+        try:
+            call()
+            raise SystemExit("no error")
+        except StoreError as error:
+            print(type(error).__name__)
+    assert read(store, 1, key_of(1)) == frame_of(1, 5000)
+    """
+    result = run(code, folder)
+    assert (result.returncode, result.stdout) == (0, "StoreError\n" * 3), result.stderr
