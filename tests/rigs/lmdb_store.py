@@ -15,8 +15,6 @@ from kvtier.testing.contracts import frame_of, key_of, put
 
 MIB = 1 << 20
 
-MIB = 1 << 20
-
 
 def open_store(folder: Path, capacity_bytes: int = 40 * MIB) -> LmdbStore:
     """Two shards of 20 MiB, unless the capacity says otherwise."""
