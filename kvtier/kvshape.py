@@ -1,6 +1,7 @@
 """KvShape: a model folder's config.json -> bytes of KV per token. Says so when it cannot tell; never guesses.
 
-Only for people who size tiers before an engine runs: at run time the engine says how large its KV is.
+Only for people who size tiers before an engine runs: at run time the engine says how large its KV is. Models whose
+layers differ are for `kvtier.planning.layout`, which reads config.json with the functions here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Final, Self, cast
 
 from kvtier.errors import ConfigError
 
-_DTYPE_BYTES: Final = {
+DTYPE_BYTES: Final = {
     "float32": 4,
     "bfloat16": 2,
     "float16": 2,
@@ -22,7 +23,9 @@ _DTYPE_BYTES: Final = {
     "fp8_e4m3": 1,
     "fp8_e5m2": 1,
 }
-KV_DTYPES: Final = ("auto", *_DTYPE_BYTES)
+KV_DTYPES: Final = ("auto", *DTYPE_BYTES)
+LAYER_KEYS: Final = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+QUERY_KEYS: Final = ("num_attention_heads", "n_head", "n_heads")
 
 # Keys whose presence means that layers keep different amounts of KV, or something that is not KV.
 _NOT_UNIFORM: Final = {
@@ -64,45 +67,75 @@ class KvShape:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of KV that one token takes."""
-        return self.n_layers * self.n_heads * self.head_size * _DTYPE_BYTES[self.dtype]
+        return self.n_layers * self.n_heads * self.head_size * DTYPE_BYTES[self.dtype]
 
     @classmethod
     def of_model(cls, folder: Path, *, kv_dtype: str = "auto", tensor_parallel: int = 1) -> Self | Unknown:
         """Read `folder`/config.json. `kv_dtype` is one of KV_DTYPES. Raises ConfigError when there is no such file."""
-        path = folder / "config.json"
-        try:
-            model = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot read it: {error.strerror or error}; name a model's folder") from error
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: not JSON: {error}") from error
-        if not isinstance(model, dict):
-            raise ConfigError(f"{path}: not a model's configuration")
-        return cls.of_config(model, kv_dtype=kv_dtype, tensor_parallel=tensor_parallel)
+        return cls.of_config(read_config(folder), kv_dtype=kv_dtype, tensor_parallel=tensor_parallel)
 
     @classmethod
     def of_config(cls, model: Mapping[str, Any], *, kv_dtype: str = "auto", tensor_parallel: int = 1) -> Self | Unknown:
         """The same, of the contents of a config.json."""
-        text = next((model[key] for key in ("text_config", "llm_config") if isinstance(model.get(key), dict)), model)
-        dtype = _kv_dtype(model, text) if kv_dtype == "auto" else kv_dtype
-        if dtype not in _DTYPE_BYTES:
-            return Unknown(f"the dtype of its KV ({dtype}) is unknown here: pass --kv-cache-dtype")
+        text = text_config(model)
+        dtype = dtype_of(model, text, kv_dtype)
+        if isinstance(dtype, Unknown):
+            return dtype
         if reason := _why_not_uniform(model, text):
             return Unknown(reason)
-        n_layers = _number(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
-        n_query = _number(text, "num_attention_heads", "n_head", "n_heads")
-        if not n_layers or not n_query:
+        n_layers, heads = count(text, *LAYER_KEYS), heads_of(text, tensor_parallel)
+        if not n_layers:
             return Unknown("config.json does not say how many layers and heads it has")
-        heads = _latent(text) if text.get("kv_lora_rank") is not None else _dense(text, n_query, tensor_parallel)
         if isinstance(heads, Unknown):
             return heads
         kind, n_heads, head_size = heads
         return cls(kind=kind, n_layers=n_layers, n_heads=n_heads, head_size=head_size, dtype=dtype)
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The contents of `folder`/config.json. Raises ConfigError when it is not there or no JSON object."""
+    path = folder / "config.json"
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read it: {error.strerror or error}; name a model's folder") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not JSON: {error}") from error
+    if not isinstance(model, dict):
+        raise ConfigError(f"{path}: not a model's configuration")
+    return model
+
+
+def text_config(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part that describes the language model: all of it, unless the model is a larger one that contains it."""
+    return next((model[key] for key in ("text_config", "llm_config") if isinstance(model.get(key), dict)), model)
+
+
+def dtype_of(model: Mapping[str, Any], text: Mapping[str, Any], kv_dtype: str) -> str | Unknown:
+    """The key of DTYPE_BYTES that the KV has; `kv_dtype` as given to the engine."""
+    dtype = _kv_dtype(model, text) if kv_dtype == "auto" else kv_dtype
+    if dtype not in DTYPE_BYTES:
+        return Unknown(f"the dtype of its KV ({dtype}) is unknown here: pass --kv-cache-dtype")
+    return dtype
+
+
+def heads_of(text: Mapping[str, Any], tensor_parallel: int) -> tuple[str, int, int] | Unknown:
+    """(kind, KV heads kept by all ranks together, elements of K and V of one head) of an attention layer."""
+    n_query = count(text, *QUERY_KEYS)
+    if not n_query:
+        return Unknown("config.json does not say how many layers and heads it has")
+    return _latent(text) if text.get("kv_lora_rank") is not None else _dense(text, n_query, tensor_parallel)
+
+
+def count(tree: Mapping[str, Any], *names: str) -> int | None:
+    """The first of these keys that is there, when it is a sensible count."""
+    value = next((tree[name] for name in names if tree.get(name) is not None), None)
+    return value if type(value) is int and 0 < value < 1 << 32 else None
+
+
 def _latent(text: Mapping[str, Any]) -> tuple[str, int, int] | Unknown:
     """MLA: every rank keeps the same latent vector, which a host tier keeps once."""
-    rank, rope = _number(text, "kv_lora_rank"), _number(text, "qk_rope_head_dim")
+    rank, rope = count(text, "kv_lora_rank"), count(text, "qk_rope_head_dim")
     return ("MLA", 1, rank + rope) if rank and rope else Unknown("config.json does not say how large its latent KV is")
 
 
@@ -110,7 +143,7 @@ def _dense(text: Mapping[str, Any], n_query: int, tensor_parallel: int) -> tuple
     if text.get("v_head_dim") not in (None, text.get("head_dim")):
         return Unknown("its keys and values differ in size")
     n_kv = _kv_heads(text, n_query)
-    head_dim = _number(text, "head_dim") or (_number(text, "hidden_size", "n_embd", "d_model") or 0) // n_query
+    head_dim = count(text, "head_dim") or (count(text, "hidden_size", "n_embd", "d_model") or 0) // n_query
     if not n_kv or not head_dim:
         return Unknown("config.json does not say how large its heads are")
     # With more ranks than heads each rank keeps a whole head, so some are kept more than once.
@@ -154,11 +187,5 @@ def _kv_heads(text: Mapping[str, Any], n_query: int) -> int | None:
         return 1
     for key in ("num_key_value_heads", "n_head_kv", "num_kv_heads", "multi_query_group_num", "num_attention_groups"):
         if text.get(key) is not None:
-            return _number(text, key)
+            return count(text, key)
     return n_query
-
-
-def _number(tree: Mapping[str, Any], *names: str) -> int | None:
-    """The first of these keys that is there, when it is a sensible count."""
-    value = next((tree[name] for name in names if tree.get(name) is not None), None)
-    return value if type(value) is int and 0 < value < 1 << 32 else None
