@@ -251,6 +251,9 @@ class KVTierManager(OffloadingManager):
 
     def _open(self, req_context: ReqContext) -> _Request:
         prefix = self._kvtier.family + self._adapters.pop(req_context.req_id, NO_ADAPTER)
+        before = self._requests.get(req_context.req_id)
+        if before is not None:
+            self._cache.close_chain(before.chain)
         request = _Request(self._cache.open_chain(), prefix)
         req_context.set_state(request)
         self._requests[req_context.req_id] = request
