@@ -2,6 +2,7 @@
 
 KvtierError
 ├── ConfigError            bad YAML or a bad combination of settings; the message names file, key and remedy
+├── InputError             a trace or prompt file of the user's; the message names file, line and what was expected
 ├── FrameError             a stored frame cannot be used
 │   ├── FrameCorruptError  the bytes are not what was written
 │   └── FrameForeignError  sound, but not ours: another key, namespace, codec or format version
@@ -20,6 +21,10 @@ class KvtierError(Exception):
 
 class ConfigError(KvtierError):
     """The user's configuration cannot be used as written."""
+
+
+class InputError(KvtierError):
+    """A file the user gave (a trace, prompts) cannot be read as it is."""
 
 
 class FrameError(KvtierError):
