@@ -21,7 +21,8 @@ def make_sliding(folder: Path, *, seed: int) -> Path:
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig  # noqa: PLC0415
 
     config = Gemma3TextConfig(**{**BASE, "num_hidden_layers": 6}, sliding_window=64, sliding_window_pattern=6)
-    return _save(Gemma3ForCausalLM, config, folder, seed)
+    # Gemma scales embeddings up: with wide ones it repeats the last token, whatever came before.
+    return _save(Gemma3ForCausalLM, config, folder, seed, embedding_std=0.002)
 
 
 def make_lora(folder: Path, *, seed: int) -> Path:
@@ -48,7 +49,7 @@ def make_lora(folder: Path, *, seed: int) -> Path:
     return folder
 
 
-def _save(model_class: type, config: object, folder: Path, seed: int) -> Path:
+def _save(model_class: type, config: object, folder: Path, seed: int, *, embedding_std: float = 0.08) -> Path:
     import torch  # noqa: PLC0415
 
     torch.manual_seed(seed)
@@ -57,5 +58,6 @@ def _save(model_class: type, config: object, folder: Path, seed: int) -> Path:
         for parameter in model.parameters():
             # Wide enough that greedy decoding does not settle on one token.
             parameter.normal_(0, 0.08) if parameter.dim() > 1 else None
+        model.get_input_embeddings().weight.mul_(embedding_std / 0.08)
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder

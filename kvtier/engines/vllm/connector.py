@@ -18,6 +18,7 @@ from kvtier.engines.vllm import allow_list, compat, settings
 from kvtier.engines.vllm.manager import KVTierManager
 from kvtier.engines.vllm.metrics import without_ours
 from kvtier.engines.vllm.namespace import adapter_fingerprint
+from kvtier.engines.vllm.scheduler import WholeChunksScheduler
 from kvtier.engines.vllm.spec import ENGINE
 from kvtier.engines.vllm.worker import KVTierConnectorWorker
 from kvtier.errors import ConfigError
@@ -55,6 +56,9 @@ class KVTierConnector(OffloadingConnector):
             super().__init__(vllm_config, role, kv_cache_config)
         finally:
             ENGINE.reset(token)
+        if self.connector_scheduler is not None:
+            # vLLM names the class itself, and building another would need the spec that it does not keep.
+            self.connector_scheduler.__class__ = WholeChunksScheduler
         self._adapters: dict[tuple[int, str], bytes] = {}
         if self.connector_worker is not None:
             self.connector_worker = KVTierConnectorWorker(self.connector_worker.spec, vllm_config, kv_cache_config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,4 +64,16 @@ def settle_chunk(vllm_config: Any, kv_cache_config: Any, config: Config) -> None
     block_tokens = max(group.tokens_per_block for group in offloading.groups)
     block_bytes = offloading.worker_kv_bytes_per_block * offloading.parallel.world_size
     tokens = sizing.chunk_tokens(config, block_tokens=block_tokens, bytes_per_token=max(1, block_bytes // block_tokens))
+    if config.chunk.tokens is None:
+        # A longer chunk loses its first blocks to the window while it grows, and is then not stored.
+        while tokens > max(block_tokens, _narrowest_window(kv_cache_config)):
+            tokens = tokens // 2 // block_tokens * block_tokens
     extra["blocks_per_chunk"] = tokens // block_tokens
+
+
+def _narrowest_window(kv_cache_config: Any) -> int:
+    """Tokens that the layer with the shortest sliding window keeps."""
+    from vllm.v1.kv_cache_interface import SlidingWindowSpec, iter_layer_specs  # noqa: PLC0415
+
+    specs = (spec for group in kv_cache_config.kv_cache_groups for spec in iter_layer_specs(group.kv_cache_spec))
+    return min((spec.sliding_window for spec in specs if isinstance(spec, SlidingWindowSpec)), default=sys.maxsize)

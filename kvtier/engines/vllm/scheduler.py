@@ -1,0 +1,42 @@
+"""Scheduler side: vLLM's bookkeeping in, the same without chunks that have holes out."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import OffloadingConnectorScheduler
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+
+class WholeChunksScheduler(OffloadingConnectorScheduler):
+    """vLLM's scheduler half, told of chunks with holes.
+
+    A layer with a sliding window gives blocks back while the chunk they are of is still growing, and vLLM 0.32 then
+    hands the worker the ones that are left as if they were consecutive: they would land in each other's places, under
+    a key that says that the chunk is whole.
+    """
+
+    def _build_store_jobs(self, scheduler_output: SchedulerOutput) -> Any:
+        if self._sliding_window_groups and self.config.blocks_per_chunk > 1:
+            for req_id in chain(scheduler_output.num_scheduled_tokens, scheduler_output.finished_req_ids or ()):
+                status = self._req_status.get(req_id)
+                if status is not None:
+                    self._give_up_holed_chunks(status)
+        return super()._build_store_jobs(scheduler_output)
+
+    def _give_up_holed_chunks(self, status: Any) -> None:
+        """Take the last block from every whole-length chunk that has lost another: vLLM then passes over the chunk."""
+        n = self.config.blocks_per_chunk
+        for index in self._sliding_window_groups:
+            group = status.group_states[index]
+            if self.config.kv_group_configs[index].requires_cow_source:
+                continue  # recurrent state: only a chunk's last block is ever stored, and on another path
+            ids = group.block_ids
+            # A finished request's tail is looked at once more, from further back.
+            first = 0 if status.req.is_finished() else group.next_stored_chunk_idx * n
+            for end in range(first + n, len(ids) + 1, n):
+                if ids[end - 1] and 0 in ids[end - n : end - 1]:
+                    ids[end - 1] = 0
