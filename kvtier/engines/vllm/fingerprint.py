@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz")
-SIDE_FILES = (".json", ".model", ".txt", ".jinja")
+SIDE_FILES = (".json", ".model", ".txt", ".jinja", ".py")
 HEAD_BYTES = 256 << 10
 SAMPLE_BYTES = 4 << 10
 N_SAMPLES = 16

@@ -19,6 +19,18 @@ _LOG = logging.getLogger("vllm.kvtier")
 _KEYED_HASHES = ("sha256", "sha256_cbor")
 """Algorithms that vLLM >= 0.32 seeds with a constant, so that equal prefixes hash equally in every process."""
 
+_FROM_FOLDER = (
+    "auto", "hf", "safetensors", "pt", "npcache", "mistral", "fastsafetensors", "instanttensor",
+    "runai_streamer", "runai_streamer_sharded", "sharded_state",
+)  # fmt: skip
+"""Load formats that read the weights from the model's folder. The others take them from wherever else."""
+
+_CACHE_OPTIONS = (
+    "kv_cache_dtype_skip_layers", "mamba_cache_dtype", "mamba_ssm_cache_dtype", "mamba_cache_mode", "use_replayssm",
+)  # fmt: skip
+_INPUT_OPTIONS = ("mm_processor_kwargs", "media_io_kwargs", "video_pruning_rate")
+"""What the server says of how images, sound and video become embeddings: vLLM hashes the media and a request's own."""
+
 
 def build_namespace(vllm_config: Any, offloading: Any, kv_bytes_per_chunk: int) -> Namespace:
     """Everything but the epoch. `offloading` is vLLM's OffloadingConfig.
@@ -45,11 +57,14 @@ def build_namespace(vllm_config: Any, offloading: Any, kv_bytes_per_chunk: int) 
             "revision": str(model.revision),
             "weights": _weights(vllm_config),
             "hf_config": _digest(hf_config),
-            "quantization": str(model.quantization),
+            "positions": _positions(model, hf_config),
+            "inputs": _options(getattr(model, "multimodal_config", None), _INPUT_OPTIONS),
+            "quantization": f"{model.quantization} {getattr(model, 'quantization_config', None)}",
             "model_dtype": str(model.dtype),
             "kv_dtype": f"{cache.cache_dtype} {offloading.model.dtype}",
             "kv_layout": str(offloading.kv_cache_layout),
-            "attention": str(getattr(getattr(vllm_config, "attention_config", None), "backend", None)),
+            "kv_options": _options(cache, _CACHE_OPTIONS),
+            "attention": str(getattr(vllm_config, "attention_config", None)),
             "groups": _digest(groups),
             "tokens_per_hash": offloading.cache.tokens_per_hash,
             "blocks_per_chunk": offloading.cache.blocks_per_chunk,
@@ -72,7 +87,7 @@ def adapter_fingerprint(path: str) -> bytes:
     """Identity of a LoRA adapter's weights; random, so not reusable by another process, if it is no local folder."""
     try:
         return folder_fingerprint(Path(path))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         _LOG.warning("kvtier: LoRA adapter %s is not a local folder; its KV will not be reused after a restart", path)
         return secrets.token_bytes(32)
 
@@ -80,14 +95,17 @@ def adapter_fingerprint(path: str) -> bytes:
 def _weights(vllm_config: Any) -> str:
     model = vllm_config.model_config
     load_format = str(vllm_config.load_config.load_format)
-    if load_format.endswith("dummy"):
+    if load_format == "dummy":
         return f"dummy {model.seed}"
     path = Path(model.model)
     try:
+        streamed = getattr(model, "model_weights", "")
+        if streamed or load_format not in _FROM_FOLDER:
+            raise OSError(f"loaded from {streamed}" if streamed else f"load format {load_format}")
         if path.is_file():
             return file_fingerprint(path).hex()
         return folder_fingerprint(path if path.is_dir() else _hub_snapshot(model)).hex()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no hub model and no file can have
         _LOG.warning(
             "kvtier: cannot identify the weights of %s (%s); the disk tier starts cold after each restart. "
             "Serve from a local folder to keep it warm.",
@@ -119,6 +137,15 @@ def _hash_identity(algorithm: str) -> str:
         algorithm,
     )
     return f"{algorithm} random {secrets.token_hex(16)}"
+
+
+def _positions(model: Any, hf_config: Any) -> str:
+    """LongRoPE takes its long factors or its short ones by the longest context the engine was started for."""
+    return f"up to {model.max_model_len}" if "longrope" in json.dumps(hf_config, default=str) else "by hf_config"
+
+
+def _options(config: Any, names: tuple[str, ...]) -> str:
+    return _digest({name: getattr(config, name, None) for name in names})
 
 
 def _speculative(vllm_config: Any) -> str:
