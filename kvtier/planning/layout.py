@@ -63,10 +63,14 @@ class KvLayout:
         return self.bytes_per_token + self.state_bytes / self.tokens_per_state
 
     def device_bytes(self, n_tokens: int) -> int:
-        """What a sequence of `n_tokens` holds on the device, and what a hit of as many tokens has to load."""
+        """What a sequence of `n_tokens` holds on the device."""
+        return int(self.load_bytes(n_tokens))
+
+    def load_bytes(self, n_tokens: float) -> float:
+        """What has to come up for `n_tokens` of a prefix, its last ones included: windows and one state, not all."""
         full = self.full.bytes_per_token * n_tokens if self.full else 0
         window = self.window.bytes_per_token * min(n_tokens, self.window_tokens) if self.window else 0
-        return full + window + self.state_bytes
+        return full + window + self.state_bytes if n_tokens > 0 else 0.0
 
     def formula(self) -> Iterator[str]:
         """The arithmetic with this model's numbers, one line per kind of layer."""
