@@ -1,0 +1,1 @@
+"""Where prompts break the prefix they could share, and why: lines of JSONL -> requests -> pieces -> tree -> report."""

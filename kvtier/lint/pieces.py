@@ -1,0 +1,179 @@
+"""Turns of a request -> pieces: the runs of text that are shared or not as a whole, each with its two identities.
+
+The exact identity is the text as sent; the settled one is what every request could have sent: values that change are
+left out, spaces are single, JSON keys, tools and documents are sorted.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from kvtier.lint.blocks import Block, blocks
+from kvtier.lint.causes import Cause, Site
+from kvtier.lint.read import Turn
+from kvtier.lint.tokens import TokenCounter
+from kvtier.lint.volatile import masked, spans
+
+ROLE_TOKENS: Final = 4  # of a message's frame in common chat templates
+_FINE: Final = 128  # characters of a piece near the head of a line
+_COARSE: Final = 512
+_FINE_UNTIL: Final = 1024
+_MAX_LINES: Final = 100_000  # cached
+_MAX_TURNS: Final = 4_096
+_LABEL: Final = 40
+_TYPOGRAPHY: Final = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014", "''\"\"--", "\u200b\ufeff\u2060")
+
+
+class Kind(enum.IntEnum):
+    """What can differ between two pieces with the same settled identity."""
+
+    PLAIN = 0  # nothing
+    SPACED = 1  # spaces and line ends
+    VOLATILE = 2  # the value
+    BLOCK = 3  # order
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One run of text. Identities are 64-bit hashes of this process."""
+
+    exact: int
+    settled: int
+    tokens: int
+    kind: Kind
+    site: Site  # who is to blame when it differs
+    forms: tuple[tuple[Site, int], ...]  # of a BLOCK: who is to blame when this form is known and the one before is not
+    text: str  # for people, shortened
+
+
+class Cutter:
+    """Cuts turns into pieces, with bounded caches: most lines of most prompts are old ones. Not thread-safe."""
+
+    def __init__(self, counter: TokenCounter) -> None:
+        self._count = counter.count
+        self._lines: dict[tuple[str, int, str, bool], tuple[Piece, ...]] = {}
+        self._turns: dict[tuple[Turn, bool], tuple[Piece, ...]] = {}
+
+    def cut(self, turn: Turn, *, fixed: bool) -> tuple[Piece, ...]:
+        """The pieces of a turn. `fixed`: it is what somebody said, so only its spaces can be other than they are."""
+        key = (turn, fixed)
+        known = self._turns.get(key)
+        if known is None:
+            if len(self._turns) >= _MAX_TURNS:
+                self._turns.clear()
+            known = self._turns[key] = tuple(self._cut(turn, fixed))
+        return known
+
+    def _cut(self, turn: Turn, fixed: bool) -> list[Piece]:
+        role = turn.role
+        pieces = []
+        if role != "prompt" or turn.lead:
+            tokens = self._count(turn.lead) if turn.lead else ROLE_TOKENS
+            spaced = Site(Cause.WHITESPACE, "", role)
+            settled = hash(role) if role != "prompt" else 0
+            exact = hash((settled, turn.lead)) if turn.lead else settled
+            kind = Kind.SPACED if turn.lead else Kind.PLAIN
+            pieces.append(Piece(exact, settled, tokens, kind, spaced, (), f"[{role}]"))
+        at, text = 0, turn.text
+        for block in () if fixed else blocks(text):
+            pieces += self._cut_text(text[at : block.start], role, fixed)
+            pieces += self._cut_block(block, text, role)
+            at = block.end
+        return pieces + self._cut_text(text[at:], role, fixed)
+
+    def _cut_text(self, text: str, role: str, fixed: bool) -> list[Piece]:
+        pieces: list[Piece] = []
+        if not text:
+            return pieces
+        blank = 0
+        for line in text.split("\n"):
+            if line and not line.isspace():
+                pieces += self._cut_line(line, blank, role, fixed)
+                blank = 0
+            else:
+                blank += 1 + len(line)
+        if blank:  # the end of the text, of which the settled form has nothing
+            site = Site(Cause.WHITESPACE, "", role)
+            pieces.append(Piece(hash(blank), 0, min(blank - 1, 1), Kind.SPACED, site, (), ""))
+        return pieces
+
+    def _cut_line(self, line: str, blank: int, role: str, fixed: bool) -> tuple[Piece, ...]:
+        key = (line, blank, role, fixed)
+        known = self._lines.get(key)
+        if known is None:
+            if len(self._lines) >= _MAX_LINES:
+                self._lines.clear()
+            known = self._lines[key] = tuple(self._new_line(line, blank, role, fixed))
+        return known
+
+    def _new_line(self, line: str, blank: int, role: str, fixed: bool) -> list[Piece]:
+        pieces: list[Piece] = []
+        at = 0
+        for span in () if fixed else spans(line):
+            pieces += self._static(line[at : span.start], blank if at == 0 else 0, role, head=at == 0)
+            value = line[span.start : span.end]
+            site = Site(span.cause, _label(line[: span.start]), role)
+            mark = hash(("value", span.cause))
+            pieces.append(Piece(hash(value), mark, self._count(value), Kind.VOLATILE, site, (), f"<{span.cause}>"))
+            at = span.end
+        return pieces + self._static(line[at:] + "\n", blank if at == 0 else 0, role, head=at == 0)
+
+    def _static(self, text: str, blank: int, role: str, *, head: bool) -> list[Piece]:
+        words = text.translate(_TYPOGRAPHY).split()
+        site = Site(Cause.WHITESPACE, "", role)
+        if not words:
+            if not blank and text in {"", "\n"}:
+                return []
+            return [Piece(hash((text, blank)), 0, min(blank, 1), Kind.SPACED, site, (), "")]
+        settled = " ".join(words)
+        plain = not blank and text.removesuffix("\n").removeprefix("" if head else " ") == settled
+        kind = Kind.PLAIN if plain else Kind.SPACED
+        pieces, at = [], 0
+        while at < len(settled):
+            end = at + (_FINE if at < _FINE_UNTIL else _COARSE)
+            part = settled[at:end]
+            identity = hash(part)
+            exact = identity if plain else hash((text, blank, at))
+            pieces.append(Piece(exact, identity, self._count(part), kind, site, (), part[:100]))
+            at = end
+        return pieces
+
+    def _cut_block(self, block: Block, text: str, role: str) -> list[Piece]:
+        label = _label(text[: block.start].rsplit("\n", 1)[-1])
+        forms = [hash(masked(form)[0]) for form in block.forms]
+        values = masked(block.forms[0])[1]
+        sites = [Site(cause, label if cause is Cause.JSON_KEY_ORDER else "", role) for cause in block.causes]
+        shown = " ".join(block.forms[-1].split())[:100]
+        blamed = tuple(zip(sites, forms[1:], strict=True))
+        tokens = self._count(block.forms[0])
+        pieces = [Piece(forms[0], forms[-1], tokens, Kind.BLOCK, sites[-1], blamed, shown)]
+        lines = masked_labels(block.forms[0])
+        for (span, value), before in zip(values, lines, strict=True):
+            site = Site(span.cause, before, role)
+            mark = hash(("value", span.cause))
+            pieces.append(Piece(hash(value), mark, 0, Kind.VOLATILE, site, (), f"<{span.cause}>"))
+        return pieces
+
+
+def masked_labels(text: str) -> list[str]:
+    """The label of each value that `masked(text)` takes out, in the same order."""
+    return [_label(line[: span.start]) for line in text.split("\n") for span in spans(line)]
+
+
+_WORD_START: Final = re.compile(r"\s")
+
+
+def _label(before: str) -> str:
+    """The end of the text before a value, without values of its own: what a person would call the place."""
+    clean = before
+    for span in reversed(spans(before)):
+        clean = f"{clean[: span.start]}...{clean[span.end :]}"
+    clean = " ".join(clean.split()).rstrip("\"'<([{#")
+    if len(clean) > _LABEL:
+        clean = clean[-_LABEL:]
+        cut = _WORD_START.search(clean)
+        clean = clean[cut.end() :] if cut else clean
+    return clean.rstrip()

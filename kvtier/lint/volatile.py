@@ -1,0 +1,158 @@
+"""Values that change from request to request: one line of text -> spans, each with its cause.
+
+A span is only a candidate: it is blamed when its value differs between requests that go on alike behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from kvtier.lint.causes import Cause
+
+
+class Span(NamedTuple):
+    """line[start:end] may change."""
+
+    start: int
+    end: int
+    cause: Cause
+
+
+_MONTH: Final = (
+    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?"
+    r"|Nov(?:ember)?|Dec(?:ember)?)\.?"
+)
+_DAY: Final = (
+    r"(?:(?:Mon|Tues?|Wed|Thu|Thurs?|Fri|Sat|Sun|Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday),?"
+    r"\s+(?:the\s+)?)?"
+)
+_TIME: Final = (
+    r"\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?(?:\s?[AaPp]\.?[Mm]\b\.?)?"
+    r"(?:\s?(?:Z|UTC|GMT|CET|CEST|[ECMP][SD]T|[+-]\d{2}:?\d{2})(?!\w))?"
+)
+_DATE: Final = (
+    rf"(?:{_DAY}(?:\d{{4}}[-/.]\d{{1,2}}[-/.]\d{{1,2}}|\d{{1,2}}[/.]\d{{1,2}}[/.]\d{{2,4}}|\d{{1,2}}-\d{{1,2}}-\d{{4}}"
+    rf"|{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+\d{{4}}|\d{{1,2}}(?:st|nd|rd|th)?\.?\s+{_MONTH},?\s+\d{{4}}))"
+)
+_OBJECT: Final = (
+    "request|session|trace|span|correlation|conversation|thread|chat|run|job|task|ticket|order|invoice|case|claim|"
+    "transaction|user|account|customer|client|message|call|document|parcel|booking|reference|member"
+)
+_VALUE: Final = r"(?=[\w.:-]*\d)([A-Za-z0-9][\w.:-]*\w|\d)"
+_UPPER: Final = r"[A-Z\u00c0-\u00de\u0100-\u017f]"
+_NAME: Final = (
+    rf"({_UPPER}[\w'\u2019.-]+(?:\s+(?:(?:van|von|de|der|den|da|bin|al|el)\s+)*{_UPPER}[\w'\u2019.-]*\w){{0,3}})"
+)
+_COUNTED: Final = (
+    "request|turn|step|attempt|iteration|message|msg|round|seq|sequence|counter|count|call|visit|query|retry|retries|"
+    "prompt|run|job|batch|sample|item|episode|trial|try"
+)
+
+# In order of precedence; the last group, when there is one, is the value.
+_PATTERNS: Final[tuple[tuple[Cause, re.Pattern[str]], ...]] = (
+    (
+        Cause.IMAGE,
+        re.compile(
+            r"<image(?:[_:\s-][^<>\n]*)?/?>|<img\b[^<>\n]*>|data:image/[\w.+-]+;base64,[A-Za-z0-9+/=]+"
+            r"|!\[[^\]\n]*\]\([^)\s]+\)|\[(?:image|img|IMG|Image)[ _:#-][^\]\n]*\]|<\|(?:image|vision)[^|\n]*\|>"
+        ),
+    ),
+    (Cause.USER, re.compile(r"[\w.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")),
+    (Cause.TIMESTAMP, re.compile(rf"(?<![\w.]){_DATE}(?:(?:T|,?\s+(?:at\s+)?){_TIME})?(?!\d)")),
+    (Cause.TIMESTAMP, re.compile(rf"(?<![\w.:]){_TIME}(?![\d:])")),
+    (Cause.ID, re.compile(r"(?<![0-9A-Za-z])[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}(?![0-9A-Za-z])")),
+    (Cause.ID, re.compile(r"(?<![0-9A-Za-z])(?=[a-fA-F]*\d)(?=\d*[a-fA-F])[0-9a-fA-F]{16,64}(?![0-9A-Za-z])")),
+    (Cause.ID, re.compile(r"(?<![0-9A-Za-z])[0-7][0-9A-HJKMNP-TV-Z]{25}(?![0-9A-Za-z])")),
+    (
+        Cause.ID,
+        re.compile(
+            r"(?<![0-9A-Za-z])(?:req|request|sess|session|trace|span|run|conv|thread|msg|job|task|call|usr|user|cus|"
+            r"cust|ord|order|txn|chatcmpl|resp|acct)[-_](?=[A-Za-z0-9_-]*\d)[A-Za-z0-9_-]{6,}"
+        ),
+    ),
+    (
+        Cause.ID,
+        re.compile(
+            rf"(?i)\b(?:{_OBJECT})[ _-]?(?:id|uuid|key|token|no\.?|nr\.?|number|num|reference)\b"
+            rf"[\"']?\s*[:=#]*\s*[\"'#]?{_VALUE}"
+        ),
+    ),
+    (
+        Cause.ID,
+        re.compile(
+            r"(?i)\b(?:order|ticket|invoice|transaction|case|session|trace|nonce|salt|booking)"
+            rf"\s*[:=#]+\s*[\"'#]?{_VALUE}"
+        ),
+    ),
+    (Cause.TIMESTAMP, re.compile(r"(?<![\w.-])1[4-9]\d{8}(?:\d{3}|\.\d+)?(?![\w.])")),
+    (
+        Cause.COUNTER,
+        re.compile(
+            rf"(?i)\b(?:{_COUNTED})(?:[ _-]?(?:number|no\.?|num|nr\.?|count|index|counter))?\s*(?:[:=#]\s*#?|\s)\s*"
+            r"(\d{1,9}(?:\s*(?:/|of)\s*\d+)?)(?![\w.:-])"
+        ),
+    ),
+    (
+        Cause.COUNTER,
+        re.compile(
+            r"(?i)(?<![\w.])(\d{1,9})\s+(?:more\s+|free\s+)?(?:messages?|requests?|tokens?|credits?|calls?|turns?|steps?|"
+            r"attempts?|questions?|points?)\s+(?:left|remain|remaining|used|so\s+far)\b"
+        ),
+    ),
+    (
+        Cause.USER,
+        re.compile(
+            r"\b(?i:user|customer|client|patient|member|employee|student|guest|caller|recipient|traveller|passenger|name)"
+            rf"(?:[ _-]?(?i:name))?[\"']?(?:\s*[:=]|\s+(?:is|named|called))\s*[\"']?{_NAME}"
+        ),
+    ),
+    (
+        Cause.USER,
+        re.compile(
+            r"\b(?i:(?:talking|speaking|chatting)\s+(?:to|with)|assisting|helping|serving|on\s+behalf\s+of|"
+            rf"(?:logged|signed)\s+in\s+as|hello|hi|dear|welcome(?:\s+back)?),?\s+(?i:(?:the\s+)?(?:user|customer|client)\s+)?{_NAME}"
+        ),
+    ),
+    (Cause.USER, re.compile(r"(?i)\b(?:user[ _-]?name|login|handle|nickname)[\"']?\s*[:=]\s*[\"']?([\w.@-]{2,})")),
+)  # fmt: skip
+_MAYBE: Final = re.compile(r"[0-9@<\[!]|[:=,\s]\s*[\"']?[A-Z\u00c0-\u017f]|(?i:login|handle|name)")
+_CLOSE: Final = 12  # characters between two spans of one cause that are one thing to a reader
+
+
+def spans(line: str) -> list[Span]:
+    """The spans of `line`, in order, apart from each other."""
+    if not _MAYBE.search(line):
+        return []
+    found: list[Span] = []
+    for cause, pattern in _PATTERNS:
+        group = pattern.groups
+        for match in pattern.finditer(line):
+            start, end = match.span(group)
+            if not any(start < other.end and other.start < end for other in found):
+                found.append(Span(start, end, cause))
+    return _joined(sorted(found))
+
+
+def _joined(found: list[Span]) -> list[Span]:
+    joined: list[Span] = []
+    for span in found:
+        if joined and joined[-1].cause is span.cause and span.start - joined[-1].end <= _CLOSE:
+            joined[-1] = Span(joined[-1].start, span.end, span.cause)
+        else:
+            joined.append(span)
+    return joined
+
+
+def masked(text: str) -> tuple[str, list[tuple[Span, str]]]:
+    """`text` with the spans of its lines replaced by their causes, and the values taken out."""
+    out: list[str] = []
+    values: list[tuple[Span, str]] = []
+    for line in text.split("\n"):
+        at, parts = 0, []
+        for span in spans(line):
+            parts += [line[at : span.start], f"\0{span.cause}\0"]
+            values.append((span, line[span.start : span.end]))
+            at = span.end
+        out.append("".join([*parts, line[at:]]))
+    return "\n".join(out), values
