@@ -142,7 +142,7 @@ class SharedPrefixes:
             if high > 1e12:  # everything there is fits
                 return high
             low, high = high, high * 2
-        for _ in range(60):
+        for _ in range(36):
             middle = (low + high) / 2
             low, high = (middle, high) if filled(middle) < capacity else (low, middle)
         return low
