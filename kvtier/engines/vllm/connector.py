@@ -21,7 +21,6 @@ from kvtier.engines.vllm.namespace import adapter_fingerprint
 from kvtier.engines.vllm.scheduler import WholeChunksScheduler
 from kvtier.engines.vllm.spec import ENGINE
 from kvtier.engines.vllm.worker import KVTierConnectorWorker
-from kvtier.errors import ConfigError
 from kvtier.keys import adapter_digest
 
 if TYPE_CHECKING:
@@ -41,11 +40,7 @@ class KVTierConnector(OffloadingConnector):
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         """Settle the configuration, then let vLLM build its halves over kvtier's spec."""
-        parallel = vllm_config.parallel_config
-        if parallel.nnodes > 1:
-            raise ConfigError(
-                "kvtier: the host pool is shared memory of one node; multi-node engines are not supported"
-            )
+        settings.refuse_unfit(vllm_config, kv_cache_config)
         if role == KVConnectorRole.SCHEDULER:
             for warning in filter(None, (compat.version_warning(vllm_version), allow_list.excluded())):
                 _LOG.warning("kvtier: %s", warning)

@@ -52,6 +52,40 @@ _KNOWN = {"kvtier", "config", "spec_name", "spec_module_path", "offload_prompt_o
           "blocks_per_chunk"}  # fmt: skip
 
 
+def refuse_unfit(vllm_config: Any, kv_cache_config: Any) -> None:
+    """Raise ConfigError for an engine whose workers do not share one host pool, or do not see it cut the same way.
+
+    Nothing else would tell: such workers copy to and from places that are not each other's.
+    """
+    parallel = vllm_config.parallel_config
+    if parallel.nnodes > 1 or (parallel.world_size > 1 and parallel.distributed_executor_backend == "ray"):
+        raise ConfigError(
+            "kvtier: the host pool is shared memory of one node; engines that may span nodes are not supported. "
+            "On one node use --distributed-executor-backend mp"
+        )
+    if parallel.world_size > 1 and parallel.distributed_executor_backend == "external_launcher":
+        raise ConfigError(
+            "kvtier: with external_launcher every rank schedules for itself, and would find other chunks than the "
+            "others; use --distributed-executor-backend mp"
+        )
+    if parallel.pipeline_parallel_size > 1 and (
+        len(kv_cache_config.kv_cache_groups) > 1 or len(_layers_per_stage(vllm_config)) > 1
+    ):
+        raise ConfigError(
+            "kvtier: all pipeline stages must hold the same number of layers of one kind; "
+            "use --tensor-parallel-size instead, or another VLLM_PP_LAYER_PARTITION"
+        )
+
+
+def _layers_per_stage(vllm_config: Any) -> set[int]:
+    from vllm.distributed.utils import get_pp_indices  # noqa: PLC0415 - heavy
+
+    n_layers = vllm_config.model_config.get_total_num_hidden_layers()
+    n_stages = vllm_config.parallel_config.pipeline_parallel_size
+    bounds = (get_pp_indices(n_layers, stage, n_stages) for stage in range(n_stages))
+    return {end - start for start, end in bounds}
+
+
 def settle_chunk(vllm_config: Any, kv_cache_config: Any, config: Config) -> None:
     """Decide how many engine blocks make a chunk, once block size and bytes are known."""
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.config import (  # noqa: PLC0415
