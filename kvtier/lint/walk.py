@@ -32,8 +32,8 @@ class Seen:
 class Walk:
     """One request. Use once."""
 
-    __slots__ = ("_blamed", "_exact", "_gain", "_here", "_last", "_line", "_node", "_order", "_passed", "_seen",
-                 "_segments", "_settled", "_tally", "_tokens")  # fmt: skip
+    __slots__ = ("_blamed", "_broken_at", "_exact", "_gain", "_here", "_last", "_line", "_node", "_order", "_passed",
+                 "_seen", "_segments", "_settled", "_tally", "_tokens")  # fmt: skip
 
     def __init__(self, seen: Seen, tally: Tally, *, seed: int, line: int) -> None:
         self._seen = seen
@@ -42,7 +42,7 @@ class Walk:
         self._exact = self._settled = seed
         self._tokens = 0
         self._gain = 0  # tokens that are lost
-        self._node = tally.root
+        self._node = self._broken_at = tally.root
         self._last: Site | None = None  # of the last piece that came in two forms
         self._here: set[Site] = set()  # blamed in this message
         self._blamed: frozenset[Site] = frozenset()
@@ -95,6 +95,8 @@ class Walk:
             if not self._insert(piece):
                 return
             self._visit(piece)
+            if not self._order:
+                self._broken_at = self._node
             if site and site not in self._blamed:
                 self._blamed |= {site}
                 self._here.add(site)
@@ -177,6 +179,7 @@ class Walk:
         if not self._gain:
             return
         tally.gains.update(self._segments)
+        self._broken_at.lost_tokens += self._gain
         for site, gained in self._order:
             behind = self._gain - gained
             if behind and (known := self._site(site)):
