@@ -91,11 +91,12 @@ def test_a_partial_hit_loads_the_bytes_that_were_stored(tiny: Path, tmp_path: Pa
     other_end = question[: 3 * CHUNK] + prompts(1, seed=9)[0]
     with Engine(tiny, tmp_path / "log", kvtier=tree(None), **TINY) as engine:
         engine.generate([question])
-        stored = set(engine.block_hashes()[0])
         engine.drop_device_cache()
         output = engine.generate([other_end])[0]
         assert output.cached == 3 * CHUNK
-        assert len(stored & set(engine.block_hashes()[0])) >= 3 * CHUNK // 32
+        computed = engine.generate([other_end], salt="finds nothing")[0]
+        assert computed.cached == 0
+        assert output.tokens == computed.tokens
 
 
 def test_generated_tokens_of_one_turn_are_reused_in_the_next(tiny: Path, tmp_path: Path) -> None:
@@ -154,9 +155,10 @@ def test_a_model_with_sliding_windows_hits_from_host_and_after_a_restart_from_di
     questions = prompts(2)
     disk = tmp_path / "disk"
     with Engine(sliding, tmp_path / "log", kvtier=tree(disk), num_gpu_blocks_override=640, **TINY) as engine:
-        ask(engine, questions)
+        cold = ask(engine, questions)
         warm = ask(engine, questions)
         assert all(o.cached == FULL for o in warm)
+        assert [o.tokens for o in warm] == [o.tokens for o in cold]
         wait_for_frames(disk, len(questions) * N_CHUNKS)
         engine.kill()
     with Engine(sliding, tmp_path / "log", kvtier=tree(disk), num_gpu_blocks_override=640, **TINY) as engine:
@@ -168,11 +170,10 @@ def test_chunks_of_one_or_several_blocks_hit_in_whole_chunks(tiny: Path, tmp_pat
     question = prompts(1)[0]
     config = tree(tmp_path / "disk", chunk={"tokens": tokens})
     with Engine(tiny, tmp_path / "log", kvtier=config, **TINY) as engine:
-        engine.generate([question])
-        stored = set(engine.block_hashes()[0])
+        cold = engine.generate([question])[0]
         warm = ask(engine, [question])[0]
         assert warm.cached == len(question) // tokens * tokens
-        assert len(stored & set(engine.block_hashes()[0])) >= warm.cached // 32
+        assert warm.tokens == cold.tokens
 
 
 def test_an_eight_bit_kv_cache_hits_after_a_restart(tiny: Path, tmp_path: Path) -> None:

@@ -89,3 +89,8 @@ class HostWorker(OffloadingWorker):
                     )
             first_block += n_blocks
             first_chunk += -(-(skip + n_blocks) // self._blocks_per_chunk)
+        if (first_block, first_chunk) != (len(block_ids), len(chunk_ids)):
+            # What was copied may be in the wrong place: better a failed job than wrong KV.
+            raise ValueError(
+                f"{len(block_ids)} blocks for {len(chunk_ids)} chunks; expected {first_block} and {first_chunk}"
+            )
