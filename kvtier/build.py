@@ -15,7 +15,9 @@ from kvtier.errors import ConfigError, KvtierError, StoreError
 from kvtier.machine import DiskSpace
 from kvtier.observe.hitlog import HitLog
 from kvtier.observe.rate import PrefillRate
+from kvtier.policy.gate import LoadGate
 from kvtier.policy.slru import Slru
+from kvtier.prior import Prior
 from kvtier.sizing import check_disk_fits, disk_bytes
 from kvtier.store.lmdb import LmdbStore, shard_map_bytes_for
 from kvtier.tiers.disk import DiskTier
@@ -39,9 +41,9 @@ LOCK = "engine.lock"
 class Kvtier:
     """One engine's cache with its threads. Made by `build`; `stop` ends it."""
 
-    def __init__(self, cache: TieredCache, epoch: Epoch, namespace: Namespace) -> None:
+    def __init__(self, cache: TieredCache, epoch: Epoch, namespace: Namespace, prefill_rate: PrefillRate) -> None:
         self.cache = cache
-        self.prefill_rate = PrefillRate()
+        self.prefill_rate = prefill_rate
         self.last_engine_call_s = time.monotonic()
         self._epoch = epoch
         self._namespace = namespace
@@ -99,7 +101,7 @@ def build(
         report(f"{folder / NAMESPACES} cannot be written: what is stored now will not be found after a restart")
 
     kvtier = None
-    if store is not None and config.disk is not None:
+    if store is not None and folder is not None and config.disk is not None:
         try:
             kvtier = _with_disk(
                 disk_config=config.disk,
@@ -107,6 +109,7 @@ def build(
                 slots=slots,
                 host=host,
                 store=store,
+                folder=folder,
                 close_store=close_store,
                 epoch=epoch,
                 namespace=namespace,
@@ -125,7 +128,7 @@ def build(
             delete_frame=_nothing,
             write_behind_after_s=None,
         )
-        kvtier = Kvtier(cache, epoch, namespace)
+        kvtier = Kvtier(cache, epoch, namespace, PrefillRate())
 
     log = HitLog(
         lambda: kvtier.cache.snapshot(kvtier.prefill_rate.tokens_per_s),
@@ -145,11 +148,14 @@ def _with_disk(
     slots: Slots,
     host: HostTier,
     store: Store,
+    folder: Path,
     close_store: Callable[[], None],
     epoch: Epoch,
     namespace: Namespace,
     report: Callable[[str], None],
 ) -> Kvtier:
+    prior = Prior(folder / NAMESPACES, namespace, "prefill")
+    prefill_rate = PrefillRate(prior.load())
     mover = Mover(
         slots,
         store,
@@ -171,9 +177,15 @@ def _with_disk(
         wake_spiller=mover.wake_spiller,
         delete_frame=mover.delete,
         write_behind_after_s=disk_config.write_behind_after_s if disk_config.write == "ahead" else None,
+        gate=LoadGate(
+            chunk_bytes=geometry.chunk_bytes,
+            tokens_per_chunk=geometry.tokens_per_chunk,
+            prefill_tokens_per_s=lambda: prefill_rate.tokens_per_s,
+            mode=disk_config.load,
+        ),
     )
-    kvtier = Kvtier(cache, epoch, namespace)
-    mover.start(cache, lambda: kvtier.last_engine_call_s)
+    kvtier = Kvtier(cache, epoch, namespace, prefill_rate)
+    mover.start(cache, lambda: kvtier.last_engine_call_s, after_sync=lambda: prior.save(prefill_rate.tokens_per_s))
 
     def stop() -> None:
         if mover.stop():

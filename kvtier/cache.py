@@ -17,6 +17,7 @@ from kvtier.types import Lookup, Miss, Source
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from kvtier.policy.gate import LoadGate
     from kvtier.tiers.disk import DiskTier
     from kvtier.tiers.host import HostTier
     from kvtier.types import ChunkKey
@@ -67,11 +68,17 @@ class TieredCache:
         wake_spiller: Callable[[], None],
         delete_frame: Callable[[int, ChunkKey], None],
         write_behind_after_s: float | None,
+        clean_share: float = CLEAN_SHARE,
+        ready_for_restart: bool = True,
+        gate: LoadGate | None = None,
     ) -> None:
         """Orchestrate `host` and `disk`.
 
         `clock` gives seconds, any origin. `submit_promotion`, `wake_spiller` and `delete_frame` hand work to transfer
         threads; they are called under the lock and must not block. Without `write_behind_after_s` only cold ends spill.
+        `clean_share` is the reserve that covers what spills take; where they take no time, one slot will do. Unless
+        `ready_for_restart`, the disk copy of what host RAM keeps serving grows cold and makes room for something else.
+        Without `gate` whatever is on disk is loaded.
         """
         self.stats = Stats()
         self.host = host
@@ -83,6 +90,7 @@ class TieredCache:
         self._wake_spiller = wake_spiller
         self._delete_frame = delete_frame
         self._write_behind_after_s = write_behind_after_s
+        self._gate = gate
         self._lock = threading.Lock()
         self._promises = Promises(host.release)
         self._dirty: dict[ChunkKey, Resident] = {}  # oldest first
@@ -90,7 +98,8 @@ class TieredCache:
         self._step = 0
         self._n_promoting = 0
         self._max_promised = int(host.n_slots * PINNED_SHARE)
-        self._min_clean = max(1, int(host.n_slots * CLEAN_SHARE))
+        self._min_clean = max(1, int(host.n_slots * clean_share))
+        self._ready_for_restart = ready_for_restart
 
     # ---- scheduler thread -------------------------------------------------------------------------------------------
 
@@ -119,12 +128,16 @@ class TieredCache:
                 self.host.policy.refresh(key)  # pinned chunks at the cold end would be in the way of evictions
             return Lookup.HIT if resident.state is State.READY else Lookup.PENDING
 
-    def begin_walk(self, chain: Chain) -> bool:
-        """The engine is about to ask for the keys of `chain` from the head; False if promotions are under way still."""
+    def begin_walk(self, chain: Chain, n_chunks: int = 1) -> bool:
+        """The engine is about to ask for the keys of `chain` from the head; False if promotions are under way still.
+
+        `n_chunks` is how many the request could find at most, beyond what the device has.
+        """
         chain.seen_step = self._step
         if chain.pending:
             return False
         chain.miss = None
+        chain.n_chunks = n_chunks
         return True
 
     def begin_onload(self, chain: Chain, keys: Sequence[ChunkKey]) -> list[int] | None:
@@ -212,7 +225,8 @@ class TieredCache:
                 if key in self.host:
                     self.host.policy.refresh(key)
                 # On disk too, or what host RAM always has would be the coldest there and gone after a restart.
-                if self.disk is not None and key in self.disk:
+                on_disk = self._ready_for_restart or chain.sources.get(key) is not Source.HOST
+                if on_disk and self.disk is not None and key in self.disk:
                     self.disk.policy.refresh(key)
 
     def step_ended(self) -> None:
@@ -262,6 +276,8 @@ class TieredCache:
             resident = job.resident
             job.frame.pins -= 1
             self._n_promoting -= 1
+            if self._gate is not None:
+                self._gate.load_ended(now, self.host.chunk_bytes if failure is None else 0)
             self._promises.ready(resident)
             resident.since_s = now
             if failure is None:
@@ -375,17 +391,30 @@ class TieredCache:
             return self._miss(chain, key)
         if not self.disk_readable:
             return self._miss(chain, key, Miss.LOAD_FAILED)
+        worth_it = self._worth_loading(chain)
+        if not worth_it and not (self._gate is not None and self._gate.wants_probe(self._clock())):
+            return self._miss(chain, key, Miss.GATE)
         if self._promises.n_residents >= self._max_promised or not self._make_room(chain, 1, MAX_PROMOTE_SCAN):
             return self._miss(chain, key, Miss.GATE)
         resident = self.host.place(key, State.PROMOTING, 0.0)
         frame.pins += 1
         disk.touch(key)
         self._n_promoting += 1
-        self._promises.give(chain, resident)
-        chain.sources[key] = Source.DISK
         chain.used[key] = None  # entering the tier is this request's use of it
+        if self._gate is not None:
+            self._gate.load_started(self._clock())
+        if worth_it:
+            self._promises.give(chain, resident)
+            chain.sources[key] = Source.DISK
         self._submit_promotion(Promotion(resident, frame))
-        return Lookup.PENDING
+        # Without a promise it is a probe: measured, and nobody waits for it.
+        return Lookup.PENDING if worth_it else self._miss(chain, key, Miss.GATE)
+
+    def _worth_loading(self, chain: Chain) -> bool:
+        """The gate's word on this request, given once and kept."""
+        if chain.loads is None:
+            chain.loads = self._gate is None or self._gate.allows(chain.n_chunks)
+        return chain.loads
 
     def _miss(self, chain: Chain, key: ChunkKey, reason: Miss | None = None) -> Lookup:
         if chain.miss is None:

@@ -90,6 +90,14 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Literal["auto", "raw"],
         _key("`auto`: lossless compression that fits the KV's dtype. `raw`: none.", "auto or raw"),
     ] = "auto"
+    load: Annotated[
+        Literal["auto", "always", "never"],
+        _key(
+            "`auto`: load from disk only what is measured to be faster than recomputing. `always`: whatever is there. "
+            "`never`: nothing; the tier is only written.",
+            "auto, always or never",
+        ),
+    ] = "auto"
     promote_threads: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=64)],
         _key("Threads that read chunks from disk back into host RAM.", "a whole number from 1 to 64"),

@@ -65,6 +65,8 @@ class Chain:
     pending: int = 0  # promised residents that are not READY yet
     miss: Miss | None = None  # why the last walk ended
     seen_step: int = 0  # step of the last lookup; stale promises are taken back
+    n_chunks: int = 1  # how many chunks the request could find at most, beyond what the device has
+    loads: bool | None = None  # whether it loads from disk, once that has been decided
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -70,6 +71,19 @@ def _metrics(llm: Any) -> dict[str, float]:
     return values
 
 
+def _slow_down_reads(delay_file: str) -> None:
+    """Every read from disk first takes the seconds that the file says. Forked processes inherit this."""
+    from kvtier.store.lmdb import LmdbStore  # noqa: PLC0415 - only where a test asks for it
+
+    read = LmdbStore.read
+
+    def slow(self: LmdbStore, shard: int, key: Any) -> Any:
+        time.sleep(float(Path(delay_file).read_text()))
+        return read(self, shard, key)
+
+    LmdbStore.read = slow  # type: ignore[method-assign]
+
+
 def main(call_fd: int, answer_fd: int) -> None:
     """Build the LLM from the first line, then answer one line per call until the pipe ends."""
     calls = os.fdopen(call_fd, "r")
@@ -79,6 +93,8 @@ def main(call_fd: int, answer_fd: int) -> None:
         answers.write(json.dumps(tree) + "\n")
         answers.flush()
 
+    if "KVTIER_TEST_READ_DELAY" in os.environ:
+        _slow_down_reads(os.environ["KVTIER_TEST_READ_DELAY"])
     from vllm import LLM  # noqa: PLC0415 - slow; the parent's pipe is open by now
     from vllm.config import KVTransferConfig  # noqa: PLC0415
 

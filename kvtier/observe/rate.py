@@ -19,8 +19,9 @@ MAX_STEPS_OUT = 64
 class PrefillRate:
     """Times engine steps. Scheduler thread; `tokens_per_s` may be read from any thread."""
 
-    def __init__(self) -> None:
-        self.tokens_per_s = 0.0  # 0 until measured
+    def __init__(self, prior_tokens_per_s: float = 0.0) -> None:
+        """`prior_tokens_per_s` stands until the first measurement."""
+        self.tokens_per_s = prior_tokens_per_s  # 0 until known
         self._scheduled: deque[tuple[float, int]] = deque(maxlen=MAX_STEPS_OUT)
         self._steps: deque[tuple[float, int]] = deque(maxlen=WINDOW)  # rate, tokens
         self._last_output_s = 0.0

@@ -68,6 +68,7 @@ class Mover:
         self._poll_s = poll_s
         self._sync_every_s = sync_every_s
         self._last_engine_call = clock
+        self._after_sync: Callable[[], None] = lambda: None
         self._report = report
         self._clock = clock
         self._work: Work | None = None
@@ -89,10 +90,16 @@ class Mover:
         ]
         self._threads.append(threading.Thread(target=self._spill_loop, name="kvtier-spill", daemon=True))
 
-    def start(self, work: Work, last_engine_call: Callable[[], float]) -> None:
-        """Begin serving `work`. `last_engine_call` gives the time of the engine's last call."""
+    def start(
+        self, work: Work, last_engine_call: Callable[[], float], *, after_sync: Callable[[], None] = lambda: None
+    ) -> None:
+        """Begin serving `work`. `last_engine_call` gives the time of the engine's last call.
+
+        `after_sync` is called by the spill thread whenever the store has been synced.
+        """
         self._work = work
         self._last_engine_call = last_engine_call
+        self._after_sync = after_sync
         for thread in self._threads:
             thread.start()
 
@@ -293,6 +300,7 @@ class Mover:
         try:
             self._store.sync()
             self._unsynced = False
+            self._after_sync()
         except Exception as error:  # noqa: BLE001 - of whatever kind: it must not keep the engine from ending
             self._write_failed(error)
 

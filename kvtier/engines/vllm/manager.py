@@ -74,9 +74,10 @@ class _Request:
 class KVTierManager(OffloadingManager):
     """One per engine. See vLLM's OffloadingManager for who calls what when."""
 
-    def __init__(self, kvtier: build.Kvtier) -> None:
+    def __init__(self, kvtier: build.Kvtier, tokens_per_chunk: int) -> None:
         self._kvtier = kvtier
         self._cache = kvtier.cache
+        self._tokens_per_chunk = tokens_per_chunk
         self._requests: dict[str, _Request] = {}
         self._adapters: dict[str, bytes] = {}  # request id -> adapter digest, from connector to on_new_request
         self._failed: set[ChunkKey] = set()  # chunks whose copy a worker reported as failed
@@ -104,7 +105,8 @@ class KVTierManager(OffloadingManager):
                 emit=_LOG.info,
                 sub_folder=f"dp-{spec.config.parallel.data_parallel_index}" if n_engines > 1 else "",
                 disk_share=n_engines,
-            )
+            ),
+            geometry.tokens_per_chunk,
         )
 
     # ---- vLLM's interface -------------------------------------------------------------------------------------------
@@ -202,12 +204,15 @@ class KVTierManager(OffloadingManager):
         self._adapters[req_id] = digest
 
     @_fenced(lambda: True)
-    def begin_walk(self, req_id: str) -> bool:
-        """vLLM is about to look up a request's keys; False while that is pointless because promotions are under way."""
+    def begin_walk(self, req_id: str, n_tokens: int) -> bool:
+        """vLLM is about to look up a request's keys; False while that is pointless because promotions are under way.
+
+        `n_tokens` of the request are not in the device's cache.
+        """
         request = self._requests.get(req_id)
         if request is None:
             return True
-        if not self._cache.begin_walk(request.chain):
+        if not self._cache.begin_walk(request.chain, n_tokens // self._tokens_per_chunk):
             return False
         request.walked = True
         return True
