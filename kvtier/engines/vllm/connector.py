@@ -87,7 +87,7 @@ class KVTierConnector(OffloadingConnector):
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         """As vLLM's, without walking the whole chain again at every step while its promotions are under way."""
-        if not self.manager.begin_walk(request.request_id):
+        if not self.manager.begin_walk(request.request_id, request.num_tokens - num_computed_tokens):
             return None, False
         return super().get_num_new_matched_tokens(request, num_computed_tokens)
 
