@@ -31,6 +31,9 @@ CLEAN_SHARE = 0.125
 MAX_SPILL_SCAN = 512
 """Residents the spiller looks at per call; bounds the time the lock is held to about 0.3 ms."""
 
+MAX_WAIT_S = 10.0
+"""A request that has waited so long for its promotions goes on without them."""
+
 QUARANTINE_STEPS = 16
 """Engine steps after a reset until copies that were in flight have surely ended (pipeline depth included)."""
 
@@ -122,6 +125,8 @@ class TieredCache:
                 return self._lookup_disk(chain, key)
             if resident.spoilt:
                 return self._miss(chain, key, Miss.LOAD_FAILED)
+            if resident.state is State.PROMOTING and chain.loads is False:
+                return self._miss(chain, key, Miss.GATE)
             if key not in chain.promises:
                 self._promises.give(chain, resident)
                 chain.sources.setdefault(key, Source.HOST)
@@ -135,7 +140,15 @@ class TieredCache:
         """
         chain.seen_step = self._step
         if chain.pending:
-            return False
+            now = self._clock()
+            if chain.waits_since_s is None:
+                chain.waits_since_s = now
+            if now - chain.waits_since_s < MAX_WAIT_S:
+                return False
+            with self._lock:  # a read that hangs: the request computes what it cannot get
+                self._promises.take_back(chain)
+                chain.loads = False
+        chain.waits_since_s = None
         chain.miss = None
         chain.n_chunks = n_chunks
         return True

@@ -66,6 +66,7 @@ class Chain:
     miss: Miss | None = None  # why the last walk ended
     seen_step: int = 0  # step of the last lookup; stale promises are taken back
     n_chunks: int = 1  # how many chunks the request could find at most, beyond what the device has
+    waits_since_s: float | None = None  # when the engine first found its promotions under way
     loads: bool | None = None  # whether it loads from disk, once that has been decided
 
 

@@ -1,5 +1,6 @@
 """The load gate in the cache: what it refuses is a counted miss, and a probe makes nobody wait."""
 
+from kvtier.cache import MAX_WAIT_S
 from kvtier.policy.gate import SAMPLE_BYTES, LoadGate
 from kvtier.types import Miss
 from tests.rigs.cache import CHUNK_BYTES, HIT, MISS, Rig, evicted_to_disk, key
@@ -58,3 +59,21 @@ def test_chunks_in_host_memory_are_not_the_gates_business():
     with_gate(rig, "never")
     rig.request("a")
     assert rig.cache.lookup(rig.cache.open_chain(), key("a")) is HIT
+
+
+def test_a_request_whose_promotion_hangs_goes_on_without_it():
+    rig = evicted_to_disk("ab")
+    chain = rig.cache.open_chain()
+    rig.cache.begin_walk(chain)
+    rig.cache.lookup(chain, key("a"))
+    assert not rig.cache.begin_walk(chain)
+    rig.now += MAX_WAIT_S - 0.1
+    assert not rig.cache.begin_walk(chain)
+    rig.now += 0.2
+    assert rig.cache.begin_walk(chain)
+    assert rig.cache.lookup(chain, key("a")) is MISS
+    assert (chain.pending, chain.miss) == (0, Miss.GATE)
+    rig.cache.check()
+    rig.cache.promoted(rig.jobs.pop(), None)
+    assert rig.cache.lookup(chain, key("a")) is HIT  # it came after all, before the request was admitted
+    rig.cache.check()
