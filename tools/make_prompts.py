@@ -8,59 +8,20 @@ batch job with a request id, and a clean chat whose questions differ and nothing
 import argparse
 import json
 import random
+import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-_WORDS = [
-    "parcel",
-    "claim",
-    "label",
-    "courier",
-    "depot",
-    "window",
-    "refund",
-    "voucher",
-    "address",
-    "sender",
-    "receiver",
-    "scan",
-    "weight",
-    "volume",
-    "customs",
-    "invoice",
-    "delivery",
-    "return",
-    "damage",
-    "delay",
-    "route",
-    "driver",
-    "locker",
-    "branch",
-    "counter",
-    "pickup",
-    "notice",
-    "receipt",
-    "carton",
-    "pallet",
-    "seal",
-    "tariff",
-]
-_VERBS = [
-    "check",
-    "confirm",
-    "record",
-    "compare",
-    "explain",
-    "repeat",
-    "forward",
-    "reject",
-    "approve",
-    "measure",
-    "collect",
-    "announce",
-]
+_WORDS = re.findall(
+    r"\w+",
+    "parcel claim label courier depot window refund voucher address sender receiver scan weight volume customs invoice "
+    "delivery return damage delay route driver locker branch counter pickup notice receipt carton pallet seal tariff",
+)
+_VERBS = re.findall(
+    r"\w+", "check confirm record compare explain repeat forward reject approve measure collect announce"
+)
 _START_S = 1_772_442_000
 
 

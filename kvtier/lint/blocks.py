@@ -158,6 +158,8 @@ def _json_block(text: str, start: int, end: int, value: object) -> Block:
 
 
 def _dump(value: object, *, sort: bool) -> str:
+    if isinstance(value, list):
+        return "\n".join(_dump(item, sort=sort) for item in value)  # an item per line: lines are cached
     return json.dumps(value, sort_keys=sort, separators=(",", ":"), ensure_ascii=False)
 
 

@@ -143,7 +143,7 @@ class Cutter:
 
     def _cut_block(self, block: Block, text: str, role: str) -> list[Piece]:
         label = _label(text[: block.start].rsplit("\n", 1)[-1])
-        forms = [hash(masked(form)[0]) for form in block.forms]
+        forms = [hash((i, masked(form)[0])) for i, form in enumerate(block.forms)]
         values = masked(block.forms[0])[1]
         sites = [Site(cause, label if cause is Cause.JSON_KEY_ORDER else "", role) for cause in block.causes]
         shown = " ".join(block.forms[-1].split())[:100]
