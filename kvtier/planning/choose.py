@@ -33,10 +33,12 @@ class Prices:
     years: float = 3.0  # over which memory and drives are written off
     hours_per_day: float = 24.0  # of this load
 
-    def tier_per_hour(self, host_bytes: int, disk_bytes: int) -> float:
-        """Cost of the tiers per hour of load."""
-        bought = host_bytes / _GIB * (self.ram_gib or 0.0) + disk_bytes / 1e12 * (self.disk_tb or 0.0)
-        return bought / (self.years * YEAR_S / DAY_S * self.hours_per_day)
+    def tier_per_hour(self, host_bytes: int, disk_bytes: int, disk_years: float | None = None) -> float:
+        """Cost of the tiers per hour of load. A drive worn out after `disk_years` has cost its price by then."""
+        hours_per_year = YEAR_S / DAY_S * self.hours_per_day
+        host = host_bytes / _GIB * (self.ram_gib or 0.0) / self.years
+        disk = disk_bytes / 1e12 * (self.disk_tb or 0.0) / min(self.years, disk_years or self.years)
+        return (host + disk) / hours_per_year
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +92,7 @@ def _choose_host(engine: Engine, demand: Demand, prices: Prices, without: Effect
     most = with_host(_round(hardware.ram_bytes))
     verdict = _judge("host", without, most)
     if verdict is None:
-        verdict = _size("host", hardware.ram_bytes, without, with_host, prices)
+        verdict = _size("host", hardware.ram_bytes, without, with_host, prices, None)
     if not verdict.pays and most.host_bytes <= hardware.device_cache_bytes:
         cache, size = format_bytes(hardware.device_cache_bytes), format_bytes(most.host_bytes)
         reason = f"{size} is no larger than the device cache ({cache}), which holds the same tokens"
@@ -107,7 +109,7 @@ def _choose_disk(engine: Engine, demand: Demand, prices: Prices, base: Effect, t
     refused = _cannot_have_disk(hardware) or _judge_disk(hardware, base, with_disk(_round(hardware.disk_bytes)))
     if refused is not None:
         return refused
-    verdict = _size("disk", hardware.disk_bytes, base, with_disk, prices)
+    verdict = _size("disk", hardware.disk_bytes, base, with_disk, prices, tbw_bytes)
     if not verdict.pays or tbw_bytes is None:
         return verdict
     chosen = with_disk(verdict.n_bytes)
@@ -165,7 +167,14 @@ def _judge(tier: str, base: Effect, most: Effect) -> Verdict | None:
     return None
 
 
-def _size(tier: str, most_bytes: int, base: Effect, effect: Callable[[int], Effect], prices: Prices) -> Verdict:
+def _size(  # noqa: PLR0917 - private, called twice
+    tier: str,
+    most_bytes: int,
+    base: Effect,
+    effect: Callable[[int], Effect],
+    prices: Prices,
+    tbw_bytes: float | None,
+) -> Verdict:
     gpu_hour = prices.gpu_hour if (prices.ram_gib if tier == "host" else prices.disk_tb) is not None else None
     sizes = sorted(
         {size for size in (_round(most_bytes * _STEP**i) for i in range(_STEPS)) if size >= LEAST_POOL_BYTES}
@@ -180,7 +189,8 @@ def _size(tier: str, most_bytes: int, base: Effect, effect: Callable[[int], Effe
         return Verdict(tier=tier, n_bytes=size, reason=f"adds {100 * gain:.1f} points of hit rate{share}", gain=gain)
 
     def profit(found: Effect) -> float:
-        cost = prices.tier_per_hour(found.host_bytes, found.disk_bytes)
+        years = life_years(found.written_bytes_per_s, tbw_bytes, prices.hours_per_day) if tbw_bytes else None
+        cost = prices.tier_per_hour(found.host_bytes, found.disk_bytes, years)
         return found.saved_prefill_s * gpu_hour - cost
 
     best = max(effects, key=profit)

@@ -9,6 +9,7 @@ from typing import Final
 from kvtier.planning.choose import Choice, Prices, Verdict
 from kvtier.planning.demand import Demand
 from kvtier.planning.effect import DAY_S, SOURCES, Engine
+from kvtier.planning.proof import Proof
 from kvtier.units import format_bytes
 
 CONTEXTS: Final = (2_048, 8_192, 32_768, 131_072)
@@ -26,6 +27,7 @@ class Report:
     tbw_bytes: float | None
     choice: Choice
     mean_prompt: float
+    proof: Proof | None  # of the choice, when the demand is a trace
     sources: tuple[tuple[str, str], ...]  # (what, where its number comes from), in the order to be shown
 
     @property
@@ -75,6 +77,7 @@ class Report:
             "tiers": {verdict.tier: asdict(verdict) | {"pays": verdict.pays} for verdict in (choice.host, choice.disk)},
             "without": asdict(choice.without),
             "chosen": asdict(choice.chosen),
+            "replay": asdict(self.proof) if self.proof else None,
             "cost_per_million_tokens_saved": self._cost_per_million(),
             "computing_costs_per_million_tokens": self._computing_per_million(),
             "buy": self.pays,
@@ -123,8 +126,19 @@ class Report:
         yield ""
         for verdict in (choice.host, choice.disk):
             yield from _said(verdict)
+        if self.proof is not None:
+            proof, found = self.proof, f"{self.proof.host_hit:.1%} of prompt tokens in host RAM (device included)"
+            yield f"replayed through kvtier's own cache with {proof.policy}, where the table above assumes LRU:"
+            yield f"  {found}, {proof.disk_hit:.1%} on disk{self._proven_writes(proof)}"
         if not self.pays:
             yield "Do not buy either tier for this load: kvtier would add nothing worth its trouble."
+
+    def _proven_writes(self, proof: Proof) -> str:
+        if not self.choice.disk.pays:
+            return ""
+        per_token = self.engine.layout.stored_bytes_per_token / self.engine.hardware.compression
+        rate = self.demand.requests_per_s * proof.written_tokens_per_request * per_token
+        return f", {rate / 1e6:,.0f} MB/s written without answers"
 
     def _ttft(self) -> Iterator[str]:
         yield "Time to first token, one prompt at a time (waiting for each other comes on top):"
@@ -168,7 +182,7 @@ class Report:
         unpriced = (choice.host.pays and prices.ram_gib is None) or (choice.disk.pays and prices.disk_tb is None)
         if not self.pays or unpriced:
             return None
-        per_hour = prices.tier_per_hour(choice.host.n_bytes, choice.disk.n_bytes)
+        per_hour = prices.tier_per_hour(choice.host.n_bytes, choice.disk.n_bytes, choice.disk.years)
         return per_hour / (choice.chosen.saved_tokens_per_s * 3600) * 1e6
 
     def _computing_per_million(self) -> float | None:

@@ -118,3 +118,9 @@ def test_life_is_tbw_by_what_is_written_in_the_hours_of_a_day():
 def test_a_tier_costs_its_price_spread_over_the_hours_of_its_life():
     prices = Prices(ram_gib=5, disk_tb=100, years=2, hours_per_day=12)
     assert prices.tier_per_hour(10 * GIB, 3 * TB) == pytest.approx((50 + 300) / (2 * 365.25 * 12))
+
+
+def test_a_drive_that_is_worn_out_early_costs_its_price_in_that_time():
+    prices = Prices(disk_tb=100, years=4)
+    assert prices.tier_per_hour(0, TB, 1.0) == pytest.approx(4 * prices.tier_per_hour(0, TB))
+    assert prices.tier_per_hour(0, TB, 9.0) == prices.tier_per_hour(0, TB)
