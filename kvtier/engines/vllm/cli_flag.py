@@ -6,6 +6,7 @@ Both write argparse's `kv_transfer_config`, so nothing downstream of the parser 
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,24 @@ def install(arg_utils: Any) -> None:
 
     add_cli_args.kvtier_wraps = original  # type: ignore[attr-defined]
     arg_utils.EngineArgs.add_cli_args = staticmethod(add_cli_args)
+    _wrap_create_engine_config(arg_utils.EngineArgs)
+
+
+def _wrap_create_engine_config(engine_args: Any) -> None:
+    """Have the number of data-parallel engines noted where it is last known: see `settings.note_engines`."""
+    original = engine_args.create_engine_config
+
+    @functools.wraps(original)
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        vllm_config = original(self, *args, **kwargs)
+        transfer = vllm_config.kv_transfer_config
+        if transfer is not None and transfer.kv_connector == CONNECTOR:
+            from kvtier.engines.vllm.settings import note_engines  # noqa: PLC0415 - only for engines that use kvtier
+
+            note_engines(vllm_config)
+        return vllm_config
+
+    engine_args.create_engine_config = create_engine_config
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -45,11 +45,21 @@ def settle(vllm_config: Any) -> Config:
 
 def engines_here(vllm_config: Any) -> int:
     """Data-parallel engines that run under this configuration on this node: they share its capacities evenly."""
-    return max(1, vllm_config.parallel_config.data_parallel_size_local)
+    noted = vllm_config.kv_transfer_config.kv_connector_extra_config.get("engines_here", 1)
+    return max(1, noted, vllm_config.parallel_config.data_parallel_size_local)
+
+
+def note_engines(vllm_config: Any) -> None:
+    """Write down how many engines there will be on this node. In the process that starts them.
+
+    Each engine of a dense model takes itself for the only one: vLLM rewrites its parallel configuration.
+    """
+    extra = vllm_config.kv_transfer_config.kv_connector_extra_config
+    extra["engines_here"] = engines_here(vllm_config)
 
 
 _KNOWN = {"kvtier", "config", "spec_name", "spec_module_path", "offload_prompt_only", "cpu_bytes_to_use",
-          "blocks_per_chunk"}  # fmt: skip
+          "blocks_per_chunk", "engines_here"}  # fmt: skip
 
 
 def refuse_unfit(vllm_config: Any, kv_cache_config: Any) -> None:
