@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Protocol
 from kvtier.errors import ConfigError
 
 _LENGTHS: Final = 24  # equally likely prompt lengths that stand for a distribution
-_EXACT_RANKS: Final = 512  # prefixes counted one by one; rarer ones in groups of 2 % of their rank
+_EXACT_RANKS: Final = 64  # prefixes counted one by one; rarer ones in groups of 2 % of their rank
 _GROUP: Final = 1.02
 
 
