@@ -94,6 +94,9 @@ _BULLET: Final = re.compile(r"^\s*(?:[-*]|\d+[.)])\s+")
 
 
 def _bulleted(text: str) -> list[Block]:
+    folded = text.lower()
+    if "tools" not in folded and "functions" not in folded:
+        return []
     found = []
     for match in _TOOL_LIST.finditer(text):
         items = match["items"].rstrip("\n")

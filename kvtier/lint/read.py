@@ -160,9 +160,9 @@ def of_prompt(text: str) -> tuple[Turn, ...]:
     lead = ""
     if start := _START.match(text):
         lead, text = start.group(), text[start.end() :]
-    marks = list(_MARKER.finditer(text))
+    marks = list(_MARKER.finditer(text)) if "<|" in text or "[INST]" in text else []
     if not marks:
-        marks = list(_LINE_MARKER.finditer(text))
+        marks = list(_LINE_MARKER.finditer(text)) if "Assistant:" in text or "AI:" in text else []
         if not {"User", "Human"} & {m["line"] for m in marks} or not {"Assistant", "AI"} & {m["line"] for m in marks}:
             return (Turn("prompt", text, lead),)
     turns: list[Turn] = []

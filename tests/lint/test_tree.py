@@ -1,0 +1,113 @@
+"""What the tree counts, against a plain reckoning over whole prompts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvtier.lint.causes import Cause, Site
+from kvtier.lint.pieces import Cutter
+from kvtier.lint.read import Request, Turn
+from kvtier.lint.report import Limits, Report, report
+from kvtier.lint.tally import Tally
+from kvtier.lint.tree import PrefixTree
+
+STATIC = "\n".join(f"Rule {word}: keep the answer short and polite." for word in ("alpha", "beta", "gamma", "delta"))
+LINES = st.sampled_from(["alpha", "beta", "Time: 10:00:01", "Time: 10:00:02", "gamma  delta", "gamma delta", ""])
+
+
+class LineCounter:
+    """A token per piece of text: hit rates can be reckoned by hand."""
+
+    name = "lines"
+
+    def count(self, text: str) -> int:
+        return 1 if text.strip() else 0
+
+
+def tally(prompts: Sequence[str], *, tenants: Sequence[str] | None = None, isolate: bool = False) -> Tally:
+    tree = PrefixTree(Cutter(LineCounter()), isolate_tenants=isolate)
+    for line, prompt in enumerate(prompts, start=1):
+        tree.add(Request(line, (Turn("prompt", prompt),), None, tenants[line - 1] if tenants else None))
+    return tree.tally
+
+
+def judged(prompts: Sequence[str]) -> Report:
+    return report(tally(prompts), file="x", counted_with="lines", limits=Limits(tokens=1))
+
+
+@given(st.lists(st.lists(LINES, min_size=1, max_size=6), min_size=1, max_size=8))
+def test_hits_and_gains_never_exceed_what_there_is(prompts: list[list[str]]):
+    known = tally(["\n".join(lines) for lines in prompts])
+    assert known.hit_tokens + sum(known.gains.values()) <= known.tokens
+    assert all(site.affected <= known.requests for site in known.sites.values())
+
+
+@given(st.lists(st.lists(st.sampled_from(["alpha", "beta", "gamma"]), min_size=1, max_size=5), min_size=1, max_size=8))
+def test_without_changing_values_a_hit_is_the_longest_prefix_sent_before(prompts: list[list[str]]):
+    expected = 0
+    for i, lines in enumerate(prompts):
+        shared = (sum(1 for _ in itertools.takewhile(bool, map(str.__eq__, lines, old))) for old in prompts[:i])
+        expected += max(shared, default=0)
+    known = tally(["\n".join(lines) for lines in prompts])
+    assert known.hit_tokens == expected
+    assert not known.gains
+
+
+@given(st.permutations(["Time: 10:00:01", "Time: 10:00:02", "Time: 10:00:03"]))
+def test_the_order_of_requests_changes_neither_hits_nor_gains(clocks: list[str]):
+    known = tally([f"{clock}\n{STATIC}\n{i}" for i, clock in enumerate(clocks)])
+    assert known.hit_tokens == 3 - 1  # "Time:" of the second and the third
+    assert sum(known.gains.values()) == 2 * 4
+
+
+def test_the_value_itself_is_never_gained():
+    known = judged([f"Time: 10:00:0{i}\n{STATIC}" for i in range(3)])
+    assert known.hit_rate_after == (2 + 2 * 4) / (3 * 6)
+
+
+def test_two_causes_one_behind_the_other_pay_only_together():
+    found = judged([f"Time: 10:00:0{i}\nAttempt: {i}\n{STATIC}" for i in range(4)])
+    first, second = found.findings
+    assert {first.cause, second.cause} == {Cause.TIMESTAMP, Cause.COUNTER}
+    counter = next(finding for finding in found.findings if finding.cause is Cause.COUNTER)
+    assert counter.hit_rate_after == found.hit_rate
+    assert second.hit_rate_with_above == found.hit_rate_after > first.hit_rate_after > found.hit_rate
+
+
+def test_an_old_time_before_an_old_question_it_never_met_is_the_fault_of_the_time():
+    prompts = [
+        f"Time: {clock}\n{STATIC}\nask {question}" for clock, question in (("1:01", 1), ("1:02", 2), ("1:01", 2))
+    ]
+    assert set(tally(prompts).sites) == {Site(Cause.TIMESTAMP, "Time:", "prompt")}
+
+
+def test_isolated_tenants_share_nothing():
+    prompts, tenants = [STATIC] * 2, ["a", "b"]
+    assert tally(prompts, tenants=tenants).hit_tokens == 4
+    assert tally(prompts, tenants=tenants, isolate=True).hit_tokens == 0
+
+
+def test_nodes_count_the_requests_that_pass():
+    root = tally([f"{STATIC}\nask {i}" for i in range(5)]).root
+    node, passes = root, []
+    while node.children:
+        (node,) = node.children
+        passes.append(node.passes)
+    assert (root.passes, passes) == (5, [5] * 4)
+
+
+def test_nothing_is_blamed_on_what_user_and_model_said():
+    tree = PrefixTree(Cutter(LineCounter()))
+    for line, clock in enumerate(("10:01", "10:02", "10:03"), start=1):
+        said = (
+            Turn("system", "be brief"),
+            Turn("user", f"it is {clock}"),
+            Turn("assistant", STATIC),
+            Turn("user", "x"),
+        )
+        tree.add(Request(line, said, None, None))
+    assert not tree.tally.gains
