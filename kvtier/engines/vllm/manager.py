@@ -63,12 +63,13 @@ def _fenced(on_error: Callable[[], Any]) -> Callable[[Any], Any]:
 class _Request:
     """What the manager keeps of one request: its chain and the 16 bytes that its keys begin with."""
 
-    __slots__ = ("chain", "prefix", "walked")
+    __slots__ = ("chain", "loading", "prefix", "walked")
 
     def __init__(self, chain: Chain, prefix: bytes) -> None:
         self.chain = chain
         self.prefix = prefix
         self.walked = False  # looked up, and not yet counted as admitted
+        self.loading = False  # a load is under way, for which slots were given out
 
 
 class KVTierManager(OffloadingManager):
@@ -137,13 +138,19 @@ class KVTierManager(OffloadingManager):
         if slots is None:
             self.note_engine_error("prepare_load")
             return ImpossibleLoadSpec()
+        request.loading = True
         return CPULoadStoreSpec(slots)
 
     @_fenced(lambda: None)
     def complete_load(self, keys: Collection[bytes], req_context: ReqContext) -> None:
         """A load has ended on all ranks."""
-        ours = self._keys(self._request(req_context), keys)
-        self._cache.end_onload(ours, failed=self._take_failed(ours))
+        request = self._request(req_context)
+        ours = self._keys(request, keys)
+        failed = self._take_failed(ours)
+        # An impossible load ends too, but pinned nothing: the pins on its chunks are those of other requests' copies.
+        if request.loading:
+            request.loading = False
+            self._cache.end_onload(ours, failed=failed)
 
     @_fenced(lambda: PrepareStoreOutput([], CPULoadStoreSpec([]), []))
     def prepare_store(self, keys: Collection[bytes], req_context: ReqContext) -> PrepareStoreOutput:

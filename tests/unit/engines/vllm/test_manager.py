@@ -1,0 +1,76 @@
+"""The manager between vLLM's calls and the cache, with no engine: the test makes vLLM's calls."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="the engine is not installed")
+
+from vllm.v1.kv_offload.base import LookupResult, ReqContext
+
+from kvtier import config
+from kvtier.build import build
+from kvtier.engines.vllm.manager import KVTierManager
+from kvtier.engines.vllm.metadata import ImpossibleLoadSpec
+from kvtier.keys import Namespace
+from kvtier.types import Geometry
+
+CHUNK_BYTES = 4096
+
+
+class Vllm:
+    """A manager of `n_slots` slots and no disk, and requests by name."""
+
+    def __init__(self, n_slots: int) -> None:
+        pool = memoryview(bytearray(n_slots * CHUNK_BYTES))
+        geometry = Geometry(CHUNK_BYTES, 16, "bfloat16")
+        self.kvtier = build(
+            config.parse({"disk": "off"}), geometry, pool, Namespace({}), report=lambda _: None, emit=lambda _: None
+        )
+        self.manager = KVTierManager(self.kvtier, 16)
+        self._requests: dict[str, Any] = {}
+
+    def request(self, name: str) -> Any:
+        if name not in self._requests:
+            self._requests[name] = ReqContext(name)
+            self.manager.on_new_request(self._requests[name])
+        return self._requests[name]
+
+    def store(self, name: str, keys: list[bytes]) -> list[int]:
+        """Slots that were given to `keys`, once they are full."""
+        output: Any = self.manager.prepare_store(keys, self.request(name))
+        self.manager.complete_store(output.keys_to_store, self.request(name))
+        return [int(slot) for slot in output.store_spec.block_ids]
+
+    def load(self, name: str, keys: list[bytes]) -> Any:
+        """Begin a load without asking first."""
+        return self.manager.prepare_load(keys, self.request(name))
+
+
+@pytest.fixture
+def vllm() -> Iterator[Vllm]:
+    engine = Vllm(n_slots=1)
+    yield engine
+    engine.manager.shutdown()
+
+
+def test_a_load_that_was_impossible_leaves_the_pins_of_others_alone(vllm: Vllm) -> None:
+    [slot] = vllm.store("first", [b"a"])
+    assert vllm.manager.lookup(b"a", vllm.request("reads")) is LookupResult.HIT
+    assert list(vllm.load("reads", [b"a"]).block_ids) == [slot]
+    assert isinstance(vllm.load("too late", [b"a", b"gone"]), ImpossibleLoadSpec)
+    vllm.manager.mark_failed([b"a", b"gone"], vllm.request("too late"))
+    vllm.manager.complete_load([b"a", b"gone"], vllm.request("too late"))
+    assert vllm.store("writes", [b"b"]) == []  # the only slot is being read
+    vllm.manager.complete_load([b"a"], vllm.request("reads"))
+    assert vllm.store("writes", [b"b"]) == [slot]
+
+
+def test_a_failed_load_is_not_found_again(vllm: Vllm) -> None:
+    vllm.store("first", [b"a"])
+    assert vllm.manager.lookup(b"a", vllm.request("reads")) is LookupResult.HIT
+    vllm.load("reads", [b"a"])
+    vllm.manager.mark_failed([b"a"], vllm.request("reads"))
+    vllm.manager.complete_load([b"a"], vllm.request("reads"))
+    assert vllm.manager.lookup(b"a", vllm.request("reads")) is LookupResult.MISS
