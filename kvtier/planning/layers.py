@@ -30,6 +30,7 @@ _KIND_OF: Final = {
 _KIND_OF_LETTER: Final = {"M": STATE, "*": FULL, "-": NONE, "E": NONE}
 _PURE_STATE: Final = ("mamba", "mamba2", "falcon_mamba")
 _EVERY_OTHER: Final = ("gemma2",)
+_EVERY_ONE: Final = ("mistral", "mixtral", "phi3", "phimoe", "starcoder2")  # their windows, where they have one
 
 _NOT_TOLD: Final = {
     "index_topk": "its attention keeps an index besides the KV",
@@ -44,6 +45,11 @@ _NOT_TOLD: Final = {
     "swa_head_dim": "its windowed layers have heads of their own",
     "global_head_dim": "its full layers have heads of their own",
     "num_global_key_value_heads": "its full layers have heads of their own",
+}
+_WHICH_NOT_TOLD: Final = {
+    ("mamba_d_state", "state_size", "ssm_state_size"): "it has state-space layers",
+    ("linear_num_value_heads",): "it has linear attention layers",
+    ("attention_chunk_size",): "some of its layers attend locally",
 }
 
 
@@ -109,11 +115,13 @@ def _by_rule(text: Mapping[str, Any], n_layers: int) -> tuple[str, ...] | Unknow
     full = _full_between_states(text, n_layers)
     if full is not None:
         return _place(full, STATE, n_layers)
-    if any(text.get(key) for key in ("mamba_d_state", "state_size", "ssm_state_size")):
-        return Unknown("it has state-space layers, and config.json does not say which")
-    if text.get("attention_chunk_size"):
-        return Unknown("some of its layers attend locally, and config.json does not say which")
-    return _place(_full_between_windows(text, n_layers), WINDOW, n_layers)
+    for keys, what in _WHICH_NOT_TOLD.items():
+        if any(text.get(key) for key in keys):
+            return Unknown(f"{what}, and config.json does not say which")
+    full = _full_between_windows(text, n_layers)
+    if full is None:
+        return Unknown("its layers attend through a sliding window, and config.json does not say which")
+    return _place(full, WINDOW, n_layers)
 
 
 def _place(full: Iterable[int], rest: str, n_layers: int) -> tuple[str, ...]:
@@ -131,16 +139,20 @@ def _full_between_states(text: Mapping[str, Any], n_layers: int) -> Iterable[int
     return None
 
 
-def _full_between_windows(text: Mapping[str, Any], n_layers: int) -> Iterable[int]:
+def _full_between_windows(text: Mapping[str, Any], n_layers: int) -> Iterable[int] | None:
     if not text.get("sliding_window") or not text.get("use_sliding_window", True):
         return range(n_layers)
-    if every := count(text, "sliding_window_pattern", "_sliding_window_pattern"):
-        return range(every - 1, n_layers, every)
+    for key in ("sliding_window_pattern", "_sliding_window_pattern"):
+        pattern = text.get(key)
+        if isinstance(pattern, str) and set(pattern) == {"L", "G"}:  # local, global; repeated
+            return [i for i in range(n_layers) if pattern[i % len(pattern)] == "G"]
+        if every := count(text, key):
+            return range(every - 1, n_layers, every)
     if text.get("model_type") in _EVERY_OTHER:
         return range(1, n_layers, 2)
     if text.get("use_sliding_window") and type(text.get("max_window_layers")) is int:
         return range(min(text["max_window_layers"], n_layers))
-    return ()
+    return () if text.get("model_type") in _EVERY_ONE else None
 
 
 def _state_shape(text: Mapping[str, Any], tp: int) -> tuple[tuple[int, ...], tuple[int, ...]] | Unknown:

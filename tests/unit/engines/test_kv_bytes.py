@@ -156,3 +156,21 @@ def test_a_mamba_2_state_takes_what_vllm_allocates_for_it(ranks: int) -> None:
     shapes = MambaStateShapeCalculator.mamba2_state_shape(ranks, 128 * 64, 8, 128, 64, 128, 4)
     one = MambaSpec(block_size=BLOCK_TOKENS, shapes=shapes, dtypes=(torch.bfloat16,) * 2).page_size_bytes
     assert layout(model, tensor_parallel=ranks).state_bytes == 2 * one * ranks
+
+
+@pytest.mark.parametrize(
+    ("model_type", "given"),
+    [("gemma2", {}), ("gemma3_text", {}), ("exaone4", {}), ("qwen2", {"use_sliding_window": True}), ("qwen3", {})],
+)
+def test_the_kinds_of_layers_told_by_rule_are_those_that_transformers_names(
+    model_type: str, given: dict[str, Any]
+) -> None:
+    from transformers import AutoConfig  # noqa: PLC0415
+
+    from kvtier.planning.layers import kinds_of  # noqa: PLC0415
+
+    model = AutoConfig.for_model(model_type, **given).to_dict() | {"model_type": model_type}
+    named = kinds_of(model, model)
+    by_rule = {key: value for key, value in model.items() if key != "layer_types"}
+    assert isinstance(named, tuple)
+    assert kinds_of(by_rule, by_rule) == named

@@ -193,7 +193,9 @@ def test_the_formula_shows_the_numbers_of_the_model(model, given, line):
 @pytest.mark.parametrize(
     ("change", "n_full"),
     [
-        ({"sliding_window": 4096}, 0),  # Mistral 7B v0.1
+        ({"sliding_window": 4096, "model_type": "mistral"}, 0),  # Mistral 7B v0.1
+        ({"sliding_window": 4096, "sliding_window_pattern": "LLLG"}, 20),
+        ({"sliding_window": 4096, "sliding_window_pattern": 4}, 20),
         ({"sliding_window": 4096, "model_type": "gemma2"}, 40),
         ({"sliding_window": 4096, "use_sliding_window": False}, 80),
         ({"sliding_window": 4096, "use_sliding_window": True, "max_window_layers": 28}, 28),
@@ -212,6 +214,8 @@ def test_windowed_layers_are_told_from_full_ones(change, n_full):
         ({"layer_types": ["conv"] * 80}, "unknown type ('conv'"),
         ({"layer_types": ["sliding_attention"] * 80}, "how wide"),
         ({"attention_chunk_size": 8192}, "does not say which"),
+        ({"sliding_window": 4096}, "does not say which"),
+        ({"linear_num_value_heads": 32}, "does not say which"),
         ({"mamba_d_state": 16}, "does not say which"),
         ({"index_topk": 2048}, "index"),
         ({"num_kv_shared_layers": 10}, "share"),

@@ -105,7 +105,7 @@ def test_rates_that_contradict_each_other_are_refused(rates, complaint):
 
 
 def test_a_window_makes_attention_linear():
-    windowed = flops_of(LLAMA_8B | {"sliding_window": 1024})
+    windowed = flops_of(LLAMA_8B | {"sliding_window": 1024, "model_type": "mistral"})
     assert windowed.quadratic == 0
     assert windowed.linear == flops_of(LLAMA_8B).linear + 32 * 4 * 4096 * 1024
 
