@@ -50,6 +50,7 @@ _COUNTED: Final = (
     "request|turn|step|attempt|iteration|message|msg|round|seq|sequence|counter|count|call|visit|query|retry|retries|"
     "prompt|run|job|batch|sample|item|episode|trial|try"
 )
+_WEEKDAY: Final = re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b")
 _MAIL: Final = re.compile(r"(?<![\w.+-])[\w.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
 
 # In order of precedence; the last group, when there is one, is the value.
@@ -64,6 +65,7 @@ _PATTERNS: Final[tuple[tuple[Cause, re.Pattern[str]], ...]] = (
     (Cause.USER, _MAIL),
     (Cause.TIMESTAMP, re.compile(rf"(?<![\w.]){_DATE}(?:(?:T|,?\s+(?:at\s+)?){_TIME})?(?!\d)")),
     (Cause.TIMESTAMP, re.compile(rf"(?<![\w.:]){_TIME}(?![\d:])")),
+    (Cause.TIMESTAMP, _WEEKDAY),
     (Cause.ID, re.compile(r"(?<![0-9A-Za-z])[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}(?![0-9A-Za-z])")),
     (Cause.ID, re.compile(r"(?<![0-9A-Za-z])(?=[a-fA-F]*\d)(?=\d*[a-fA-F])[0-9a-fA-F]{16,64}(?![0-9A-Za-z])")),
     (Cause.ID, re.compile(r"(?<![0-9A-Za-z])[0-7][0-9A-HJKMNP-TV-Z]{25}(?![0-9A-Za-z])")),
@@ -77,8 +79,15 @@ _PATTERNS: Final[tuple[tuple[Cause, re.Pattern[str]], ...]] = (
     (
         Cause.ID,
         re.compile(
+            r"(?<![\w.-])(?=(?:[a-z]*\d){2})(?=(?:\d*[a-z]){2})(?=[a-z0-9]*\d[a-z]+\d|[a-z0-9]*[a-z]\d+[a-z])"
+            r"[a-z0-9]{8,40}(?![\w.-])"
+        ),
+    ),
+    (
+        Cause.ID,
+        re.compile(
             rf"(?i)\b(?:{_OBJECT})[ _-]?(?:id|uuid|key|token|no\.?|nr\.?|number|num|reference)\b"
-            rf"[\"']?\s*[:=#]*\s*[\"'#]?{_VALUE}"
+            rf"[\"']?(?:(?:\s+[a-z]+){{0,2}}\s*[:=#])?\s*[\"'#]?{_VALUE}"
         ),
     ),
     (
@@ -95,6 +104,10 @@ _PATTERNS: Final[tuple[tuple[Cause, re.Pattern[str]], ...]] = (
             rf"(?i)\b(?:{_COUNTED})(?:[ _-]?(?:number|no\.?|num|nr\.?|count|index|counter))?\s*(?:[:=#]\s*#?|\s)\s*"
             r"(\d{1,9}(?:\s*(?:/|of)\s*\d+)?)(?![\w.:-])"
         ),
+    ),
+    (
+        Cause.COUNTER,
+        re.compile(r"(?i)\b(?:credits|balance|quota|budget|remaining|left|tokens)\s*[:=]\s*(\d{1,9})(?![\w.:-])"),
     ),
     (
         Cause.COUNTER,
@@ -117,7 +130,10 @@ _PATTERNS: Final[tuple[tuple[Cause, re.Pattern[str]], ...]] = (
             rf"(?:logged|signed)\s+in\s+as|hello|hi|dear|welcome(?:\s+back)?),?\s+(?i:(?:the\s+)?(?:user|customer|client)\s+)?{_NAME}"
         ),
     ),
-    (Cause.USER, re.compile(r"(?i)\b(?:user[ _-]?name|login|handle|nickname)[\"']?\s*[:=]\s*[\"']?([\w.@-]{2,})")),
+    (
+        Cause.USER,
+        re.compile(r"(?i)\b(?:(?:user[ _-]?name|login|handle|nickname)[\"']?\s*[:=]|user\s*=)\s*[\"']?([\w.@-]{2,})"),
+    ),
 )  # fmt: skip
 _DIGIT: Final = re.compile(r"\d")
 _IMAGE_MARKS: Final = ("<image", "<img", "data:image", "![", "[i", "[I", "<|image", "<|vision")
@@ -154,6 +170,8 @@ def _candidates(line: str) -> Iterator[tuple[Cause, re.Pattern[str]]]:
             possible = image
         elif cause is Cause.USER:
             possible = "@" in line if pattern is _MAIL else user
+        elif pattern is _WEEKDAY:
+            possible = "day" in folded
         else:
             possible = digit
         if possible:
