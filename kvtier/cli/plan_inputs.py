@@ -138,11 +138,15 @@ def _hardware(
     device_bytes, cache = args.device_cache, "as given"
     if device_bytes is None:
         device_bytes, cache = _device_cache(model, gpu, n)
+    copies = layout.copies_on_device
+    if copies > 1:
+        device_bytes, cache = device_bytes // copies, f"{cache}, of which every rank holds a copy"
     pcie, link = args.pcie, "as given"
     if pcie is None:
         if gpu is None:
             raise ConfigError("--pcie: give the GB/s that host RAM and device reach, or --gpu")
-        pcie, link = gpu.pcie_gbps * n, f"{n} x {gpu.pcie_gbps:.0f} GB/s"
+        links = n // copies  # each rank loads its part, or all of it
+        pcie, link = gpu.pcie_gbps * links, f"{links} x {gpu.pcie_gbps:.0f} GB/s"
     ram, memory = (
         (args.ram, "as given") if args.ram is not None else (here.ram_bytes // 2, "half of this machine's RAM")
     )

@@ -32,7 +32,7 @@ class Ttft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """What tiers of given sizes do. Rates are per second of the demand; token shares are of all prompt tokens."""
+    """What tiers of given sizes do. Rates are of the requests that the GPUs can serve; shares are of prompt tokens."""
 
     host_bytes: int
     disk_bytes: int
@@ -66,7 +66,8 @@ class Engine:
         device = self.tokens(self.hardware.device_cache_bytes)
         outcomes = demand.outcomes(device, self.tokens(host_bytes), self.disk_tokens(disk_bytes))
         asked = sum(o.weight * o.n_tokens for o in outcomes)
-        rate = demand.requests_per_s
+        busy = demand.requests_per_s * sum(o.weight * self.prefill.seconds(o.n_tokens, o.hit) for o in outcomes)
+        rate = demand.requests_per_s / max(1.0, busy)  # what is not served is neither saved nor written
         saved_s = sum(
             o.weight * (self.prefill.seconds(o.n_tokens, o.device) - self.prefill.seconds(o.n_tokens, o.hit))
             for o in outcomes
@@ -78,7 +79,7 @@ class Engine:
             disk_bytes=disk_bytes,
             hit={name: sum(o.weight * getattr(o, name) for o in outcomes) / asked for name in SOURCES[:3]},
             ttft=self._ttft(outcomes),
-            prefill_busy=rate * sum(o.weight * self.prefill.seconds(o.n_tokens, o.hit) for o in outcomes),
+            prefill_busy=busy,
             saved_tokens_per_s=rate * sum(o.weight * (o.host + o.disk) for o in outcomes),
             saved_prefill_s=rate * saved_s,
             written_bytes_per_s=written,

@@ -36,6 +36,11 @@ class KvLayout:
         return sum(shape.bytes_per_token for shape in (self.full, self.window) if shape)
 
     @property
+    def copies_on_device(self) -> int:
+        """Ranks that each hold, and load, all of what a tier keeps once: every rank with MLA."""
+        return self.tensor_parallel if self.full is not None and self.full.kind == "MLA" else 1
+
+    @property
     def state_bytes(self) -> int:
         """States of one sequence, however long it is."""
         if self.state is None:

@@ -87,6 +87,8 @@ class Report:
         layout = self.engine.layout
         yield f"{self.model}: {layout.stored_bytes_per_token:,.0f} bytes of KV per token in a tier"
         yield from (f"  {line}" for line in layout.formula())
+        if layout.state:
+            yield "  kvtier has been run with full and sliding attention; with states as here it has not: try it first"
         n_bytes = format_bytes(int(layout.load_bytes(self.mean_prompt)))
         yield f"  a prompt of {self.mean_prompt:,.0f} tokens (the mean): {n_bytes}"
 
@@ -156,7 +158,9 @@ class Report:
         busy, alone = f"{after.prefill_busy:.0%}", f"{before.prefill_busy:.0%}"
         yield f"prefill keeps the GPUs busy {busy} of the time, {alone} without kvtier"
         if after.prefill_busy > 1:
-            yield "  more than there is: this load needs more GPUs or faster ones, and times above are not reached"
+            served = f"{1 / after.prefill_busy:.0%}"
+            yield f"  more than there is: {served} of this load can be served, and the times above are not reached"
+            yield "  what follows is for the part that is served"
         elif after.prefill_busy > _BUSY:
             yield "  so much that requests wait for each other, and times above are not reached"
         if after.written_bytes_per_s:

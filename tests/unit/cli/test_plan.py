@@ -230,3 +230,12 @@ def test_weights_that_do_not_fit_are_said_so(plan, model):
     code, _, err = plan("--gpu", "l4", without=("--device-cache",))
     assert code == 2
     assert "of 16-bit weights do not fit 1 x 24 GB: raise --tensor-parallel-size" in err
+
+
+def test_ranks_share_the_link_unless_each_loads_the_whole_latent(plan, model):
+    shared = json.loads(plan("--gpu", "h100", "--tensor-parallel-size", "3", "--json", without=("--pcie",))[1])
+    latent = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    (model / "config.json").write_text(json.dumps(SMOLLM | latent))
+    whole = json.loads(plan("--gpu", "h100", "--tensor-parallel-size", "3", "--json", without=("--pcie",))[1])
+    assert shared["hardware"]["pcie_gbps"] == pytest.approx(3 * whole["hardware"]["pcie_gbps"])
+    assert shared["hardware"]["device_cache_bytes"] == pytest.approx(3 * whole["hardware"]["device_cache_bytes"], abs=3)

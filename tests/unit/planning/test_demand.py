@@ -6,6 +6,8 @@ import random
 from collections import OrderedDict
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kvtier.errors import ConfigError
 from kvtier.planning.demand import Lengths, SharedPrefixes, nested
@@ -101,3 +103,27 @@ def test_a_percentile_that_no_such_distribution_has_is_refused(p95):
 def test_short_prompts_share_less_than_the_prefix():
     demand = SharedPrefixes(2, Lengths(1000, 3000), 100, 1, 800, 1.0, 1.0)
     assert all(o.hit <= o.n_tokens - 1 for o in demand.outcomes(1e9, 0, 0))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.builds(
+        SharedPrefixes,
+        requests_per_s=st.floats(0.01, 100),
+        lengths=st.just(Lengths(5000, 9000)),
+        output_tokens=st.floats(0, 3000),
+        n_prefixes=st.integers(1, 10_000),
+        prefix_tokens=st.floats(1, 4000),
+        reuse=st.floats(0, 1),
+        zipf=st.floats(0, 2.5),
+    ),
+    st.lists(st.floats(0, 1e9), min_size=4, max_size=4),
+)
+def test_more_room_never_finds_less_and_shares_stay_shares(demand, sizes):
+    device, host, disk, more = sizes
+    small, large = demand.outcomes(device, host, disk), demand.outcomes(device, host + more, disk)
+    found = [sum(o.weight * o.hit for o in outcomes) for outcomes in (small, large)]
+    assert found[1] >= found[0] - 1e-6
+    assert sum(o.weight for o in small) == pytest.approx(1)
+    assert all(o.weight > 0 and min(o.device, o.host, o.disk) >= 0 for o in small)
+    assert found[1] <= demand.reuse * demand.prefix_tokens + 1e-6

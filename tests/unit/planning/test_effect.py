@@ -122,3 +122,11 @@ def test_without_a_disk_nothing_is_written():
 
 def test_a_disk_tier_holds_compressed_tokens_in_the_part_of_it_that_is_kept_full():
     assert ENGINE.disk_tokens(GIB) == pytest.approx(8192 * 1.45 * LIVE_SHARE)
+
+
+def test_what_the_gpus_cannot_serve_is_neither_saved_nor_written():
+    outcome = Outcome(1.0, 8192, 200, 0, 4096, 0)
+    fits, busy = (ENGINE.effect(Given((outcome,), rate), GIB, GIB) for rate in (1.0, 1000.0))
+    assert busy.prefill_busy == pytest.approx(1000 * fits.prefill_busy)
+    assert busy.written_bytes_per_s == pytest.approx(fits.written_bytes_per_s / fits.prefill_busy)
+    assert busy.saved_prefill_s == pytest.approx(fits.saved_prefill_s / fits.prefill_busy)
