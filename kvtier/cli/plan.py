@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     # Slow to import, and every other subcommand would pay for it.
-    from kvtier.cli.plan_inputs import gather, proof_of  # noqa: PLC0415
+    from kvtier.cli.plan_inputs import gather, proof_of, shown  # noqa: PLC0415
     from kvtier.planning.choose import Prices, choose  # noqa: PLC0415
     from kvtier.planning.recommend import to_yaml  # noqa: PLC0415
     from kvtier.planning.report import Report  # noqa: PLC0415
@@ -88,6 +88,7 @@ def _run(args: argparse.Namespace) -> int:
         sources=inputs.sources,
         proof=proof_of(args, inputs, choice),
     )
+    shown()
     print(json.dumps(report.to_tree(), indent=2) if args.json else report.to_text())
     if args.write and report.pays:
         heading = f"{report.model}: {inputs.demand.description}"

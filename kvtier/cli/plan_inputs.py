@@ -183,7 +183,7 @@ def _hardware(
     origin += [("RAM", f"up to {format_bytes(ram)} ({memory})")]
     if hardware.disk_bytes:
         rates = f"reads {read:.2f} and writes {write:.2f} GB/s ({drive})"
-        threads = f"{hardware.promote_threads} threads of {open_gbps:.1f} GB/s"
+        threads = f"{hardware.promote_threads} x {open_gbps:.1f} GB/s of promote_threads"
         origin += [("disk", f"up to {format_bytes(disk)} ({space}), {rates}; KV shrinks {ratio:g} times ({packing})")]
         origin += [("", f"{hardware.disk_kv_gbps:.1f} GB/s of KV into host RAM ({threads})")]
     if measured is not None:
@@ -217,8 +217,13 @@ def _device_cache(model: dict[str, object], gpu: Gpu | None, n: int) -> tuple[in
 
 
 def show(what: str, part: float | None = None) -> None:
-    """Progress, on a terminal only."""
+    """Progress, on a terminal only, in one line that the next output replaces."""
     if sys.stderr.isatty():
-        print(f"\r{what} {'' if part is None else f'{part:.0%}'}\x1b[K", end="", file=sys.stderr, flush=True)
-        if part == 1:
-            print(file=sys.stderr)
+        share = "" if part is None else f" {part:.0%}"
+        print(f"\r\x1b[K{what}{share}\r", end="", file=sys.stderr, flush=True)
+
+
+def shown() -> None:
+    """Take the line of progress away."""
+    if sys.stderr.isatty():
+        print("\x1b[K", end="", file=sys.stderr, flush=True)

@@ -86,18 +86,16 @@ def probe_copy(progress: Progress) -> float:
 
 def _timed(file: int, buffers: list[mmap.mmap], file_bytes: int, what: str, progress: Progress) -> float:
     """Seconds to move the whole file, each thread every so many-th block."""
-    n_blocks, done = file_bytes // BLOCK_BYTES, 0
+    n_blocks = file_bytes // BLOCK_BYTES
 
     def move(thread: int) -> None:
-        nonlocal done
         for block in range(thread, n_blocks, len(buffers)):
             call = os.pwritev if what == "writing" else os.preadv
             moved = call(file, [buffers[thread]], block * BLOCK_BYTES)
             if moved != BLOCK_BYTES:
                 raise OSError(0, f"{what} moved {moved} of {BLOCK_BYTES} bytes")
-            done += 1
             if thread == 0:
-                progress(what, done / n_blocks)
+                progress(what, block / n_blocks)
 
     start = time.perf_counter()
     with ThreadPoolExecutor(len(buffers)) as pool:
