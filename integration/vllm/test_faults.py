@@ -167,3 +167,10 @@ def test_nothing_is_left_in_shared_memory(tiny: Path, tmp_path: Path) -> None:
         assert set(Path("/dev/shm").glob("vllm_offload_*")) == before
         engine.kill()
     assert set(Path("/dev/shm").glob("vllm_offload_*")) == before
+
+
+def test_a_host_tier_smaller_than_a_chunk_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:
+    config = tree(None, host={"capacity": "16MiB"}, chunk={"tokens": 8192})
+    with pytest.raises(RuntimeError, match="the engine died"), Engine(tiny, tmp_path / "log", kvtier=config, **TINY):
+        pass
+    assert "do not hold one chunk" in (tmp_path / "log").read_text()

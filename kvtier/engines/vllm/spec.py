@@ -46,11 +46,6 @@ class KVTierSpec(CPUOffloadingSpec):
     def get_manager(self) -> OffloadingManager:
         """Map the region the workers made, and build the manager over it. EngineCore, after all workers have mapped."""
         if self._manager is None:
-            if self.num_chunks == 0:
-                raise ConfigError(
-                    f"host.capacity: {self.extra_config['cpu_bytes_to_use']} bytes do not hold one chunk of "
-                    f"{self.kv_bytes_per_chunk} bytes; raise host.capacity or lower chunk.tokens"
-                )
             self._manager = KVTierManager.build(ENGINE.get(), self, self._map_pool())
         return self._manager
 
@@ -76,6 +71,11 @@ class KVTierSpec(CPUOffloadingSpec):
 
     def create_worker(self, kv_caches: CanonicalKVCaches) -> Any:
         """Build the worker that copies, over this rank's part of the shared region."""
+        if self.num_chunks == 0:
+            raise ConfigError(
+                f"host.capacity: {self.extra_config['cpu_bytes_to_use']} bytes do not hold one chunk of "
+                f"{self.kv_bytes_per_chunk} bytes; raise host.capacity or lower chunk.tokens"
+            )
         region = SharedOffloadRegion(
             engine_id=self.config.engine_id,
             num_chunks=self.num_chunks,
