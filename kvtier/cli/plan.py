@@ -75,8 +75,12 @@ def _run(args: argparse.Namespace) -> int:
         years=args.years,
         hours_per_day=args.hours_per_day,
     )
-    inputs = gather(args)
-    choice = choose(inputs.engine, inputs.demand, prices, args.tbw)
+    try:
+        inputs = gather(args)
+        choice = choose(inputs.engine, inputs.demand, prices, args.tbw)
+        proof = proof_of(args, inputs, choice)
+    finally:
+        shown()
     report = Report(
         model=args.model.absolute().name,
         engine=inputs.engine,
@@ -86,9 +90,8 @@ def _run(args: argparse.Namespace) -> int:
         choice=choice,
         mean_prompt=inputs.mean_prompt,
         sources=inputs.sources,
-        proof=proof_of(args, inputs, choice),
+        proof=proof,
     )
-    shown()
     print(json.dumps(report.to_tree(), indent=2) if args.json else report.to_text())
     if args.write and report.pays:
         heading = f"{report.model}: {inputs.demand.description}"

@@ -159,6 +159,10 @@ def test_fewer_groups_than_ranks_are_kept_by_every_rank():
     assert more == 3 * 2 * 3 * (2 * 8 * 128)
 
 
+def test_states_are_kept_as_far_apart_as_vllm_makes_the_blocks_of_qwen3_next():
+    assert layout(QWEN3_NEXT).tokens_per_state == 544  # as vLLM says when it starts the published model
+
+
 def test_a_stored_token_bears_its_share_of_the_state_kept_at_every_block():
     qwen = layout(QWEN3_NEXT)
     page = qwen.full.bytes_per_token // 12
