@@ -44,6 +44,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--min-tokens", type=_count, default=16, metavar="N", help="lost per request, per finding (16: one block)"
     )
+    parser.add_argument(
+        "--min-share", type=_share, default=0.0005, metavar="X", help="lost of all tokens, per finding (0.0005)"
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a report to read in a browser as well")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -83,7 +86,7 @@ def _lint(args: argparse.Namespace) -> Report:
         file=str(args.file),
         counted_with=counted.name,
         n_skipped=skipped.number,
-        limits=Limits(requests=args.min_requests, tokens=args.min_tokens),
+        limits=Limits(requests=args.min_requests, tokens=args.min_tokens, share=args.min_share),
     )
 
 
@@ -146,3 +149,13 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**9):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least 1")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a share between 0 and 1")
+    return value

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from kvtier.lint.causes import Cause
 
@@ -24,8 +25,13 @@ class Block:
     causes: tuple[Cause, ...]
 
 
+_MAX_TEXT: Final = 1_000_000  # a search for lists in more would take longer than it is worth
+
+
 def blocks(text: str) -> list[Block]:
-    """The blocks of `text`, in order, apart from each other."""
+    """The blocks of `text`, in order, apart from each other; none of a text of more than a million characters."""
+    if len(text) > _MAX_TEXT:
+        return []
     found: list[Block] = []
     for block in (*_tagged(text), *_numbered(text), *_bulleted(text), *_json(text)):
         if all(block.end <= other.start or other.end <= block.start for other in found):
@@ -34,25 +40,40 @@ def blocks(text: str) -> list[Block]:
 
 
 _TAGS: Final = r"document|doc|passage|context|source|chunk|snippet|result|article"
-_TAG: Final = re.compile(rf"<(?P<tag>{_TAGS})(?P<attributes>\s[^<>]*)?>(?P<body>.*?)</(?P=tag)>\s*", re.DOTALL)
+_TAG: Final = re.compile(rf"<(?P<tag>{_TAGS})(?P<attributes>\s[^<>]*)?>")
 _RANK: Final = re.compile(r"\b(?:index|rank|n|no|number|score|position)=(?:\"[^\"]*\"|'[^']*'|\S+)")
 
 
 def _tagged(text: str) -> list[Block]:
-    if "</" not in text:
-        return []
     found: list[Block] = []
-    run: list[re.Match[str]] = []
-    for match in (*_TAG.finditer(text), None):
-        if run and (match is None or match.start() != run[-1].end()):
+    run: list[_Tagged] = []
+    for item in (*_tags(text), None):
+        if run and (item is None or text[run[-1].end : item.start].strip()):
             if len(run) > 1:
-                bodies = [f"{m['tag']}{_RANK.sub('', m['attributes'] or '')}\n{m['body']}" for m in run]
-                end = run[-1].start() + len(run[-1].group().rstrip())
-                found.append(_unordered(text, run[0].start(), end, bodies, Cause.DOCUMENT_ORDER))
+                bodies = [tagged.body for tagged in run]
+                found.append(_unordered(text, run[0].start, run[-1].end, bodies, Cause.DOCUMENT_ORDER))
             run = []
-        if match:
-            run.append(match)
+        if item:
+            run.append(item)
     return found
+
+
+class _Tagged(NamedTuple):
+    start: int
+    end: int
+    body: str  # with what identifies it, without its rank
+
+
+def _tags(text: str) -> Iterator[_Tagged]:
+    at = 0
+    while match := _TAG.search(text, at):
+        close = f"</{match['tag']}>"
+        end = text.find(close, match.end())
+        if end < 0:
+            return
+        at = end + len(close)
+        attributes = _RANK.sub("", match["attributes"] or "")
+        yield _Tagged(match.start(), at, f"{match['tag']}{attributes}\n{text[match.end() : end]}")
 
 
 _HEADER: Final = re.compile(
@@ -87,18 +108,20 @@ def _numbered(text: str) -> list[Block]:
 
 
 _TOOL_LIST: Final = re.compile(
-    r"^[^\n]*\b(?:tools|functions)\b[^\n]*:[^\S\n]*\n\s*?(?P<items>(?:[^\S\n]*(?:[-*]|\d+[.)])[^\S\n]+\S[^\n]*(?:\n|\Z)){2,})",
-    re.MULTILINE | re.IGNORECASE,
+    r"^(?P<head>[^\n]{0,200}:)[^\S\n]*\n\s*?(?P<items>(?:[^\S\n]*(?:[-*]|\d+[.)])[^\S\n]+\S[^\n]*(?:\n|\Z)){2,})",
+    re.MULTILINE,
 )
+_TOOL_WORD: Final = re.compile(r"\b(?:tools|functions)\b", re.IGNORECASE)
 _BULLET: Final = re.compile(r"^\s*(?:[-*]|\d+[.)])\s+")
 
 
 def _bulleted(text: str) -> list[Block]:
-    folded = text.lower()
-    if "tools" not in folded and "functions" not in folded:
+    if not _TOOL_WORD.search(text):
         return []
     found = []
     for match in _TOOL_LIST.finditer(text):
+        if not _TOOL_WORD.search(match["head"]):
+            continue
         items = match["items"].rstrip("\n")
         start = match.start("items")
         bodies = [_BULLET.sub("", line) for line in items.split("\n")]

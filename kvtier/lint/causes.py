@@ -43,7 +43,7 @@ class Site(NamedTuple):
     @property
     def shown(self) -> str:
         """The place as a reader knows it: `Current time: ...`."""
-        return f"{self.label} ...".strip() if self.label else "..."
+        return f"{''.join(c if c.isprintable() else '?' for c in self.label)} ..." if self.label else "..."
 
     @property
     def rewrite(self) -> str:

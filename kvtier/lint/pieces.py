@@ -21,8 +21,7 @@ ROLE_TOKENS: Final = 4  # of a message's frame in common chat templates
 _FINE: Final = 128  # characters of a piece near the head of a line
 _COARSE: Final = 512
 _FINE_UNTIL: Final = 1024
-_MAX_LINES: Final = 100_000  # cached
-_MAX_TURNS: Final = 4_096
+_MAX_CACHED: Final = 32_000_000  # characters, of lines and of turns each
 _LABEL: Final = 40
 _TYPOGRAPHY: Final = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014", "''\"\"--", "\u200b\ufeff\u2060")
 
@@ -55,6 +54,7 @@ class Cutter:
     def __init__(self, counter: TokenCounter) -> None:
         self._count = counter.count
         self._lines: dict[tuple[str, int, str, bool], tuple[Piece, ...]] = {}
+        self._n_lines = self._n_turns = 0  # characters in them
         self._turns: dict[tuple[Turn, bool], tuple[Piece, ...]] = {}
 
     def cut(self, turn: Turn, *, fixed: bool) -> tuple[Piece, ...]:
@@ -62,8 +62,10 @@ class Cutter:
         key = (turn, fixed)
         known = self._turns.get(key)
         if known is None:
-            if len(self._turns) >= _MAX_TURNS:
+            self._n_turns += len(turn.text) + 100
+            if self._n_turns > _MAX_CACHED:
                 self._turns.clear()
+                self._n_turns = len(turn.text)
             known = self._turns[key] = tuple(self._cut(turn, fixed))
         return known
 
@@ -104,8 +106,10 @@ class Cutter:
         key = (line, blank, role, fixed)
         known = self._lines.get(key)
         if known is None:
-            if len(self._lines) >= _MAX_LINES:
+            self._n_lines += len(line) + 100
+            if self._n_lines > _MAX_CACHED:
                 self._lines.clear()
+                self._n_lines = len(line)
             known = self._lines[key] = tuple(self._new_line(line, blank, role, fixed))
         return known
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import math
 import re
@@ -135,13 +136,11 @@ def _of_part(part: object, index: int) -> str:
         if "image" in kind:
             source = part.get("image_url", part.get("image", part.get("source", "")))
             where = source.get("url", source.get("data", "")) if isinstance(source, dict) else source
-            return f"<image {_UNSAFE.sub('', str(where))}>"
+            return f"<image {hashlib.blake2b(str(where).encode('utf-8', 'replace'), digest_size=16).hexdigest()}>"
         if kind:
             return json.dumps(part, ensure_ascii=False)
     raise _BadError(f"expected every part of messages[{index}] to have a type")
 
-
-_UNSAFE: Final = re.compile(r"[<>\s]")
 
 _MARKER: Final = re.compile(
     r"<\|im_start\|>\s*(?P<chatml>[a-z]+)[^\S\n]*\n?"
@@ -150,7 +149,7 @@ _MARKER: Final = re.compile(
     r"|(?P<inst>\[INST\])\s*|(?P<rest>\[/INST\])\s*"
 )
 _LINE_MARKER: Final = re.compile(r"^(?P<line>System|User|Human|Assistant|AI): ?", re.MULTILINE)
-_END: Final = re.compile(r"\s*(?:<\|im_end\|>|<\|eot_id\|>|<\|end\|>|</s>)\s*\Z")
+_ENDS: Final = ("<|im_end|>", "<|eot_id|>", "<|end|>", "</s>")
 _START: Final = re.compile(r"\A\s*(?:<s>|<\|begin_of_text\|>|<bos>)\s*")
 _ROLES: Final = {"human": "user", "ai": "assistant"}
 
@@ -172,10 +171,17 @@ def of_prompt(text: str) -> tuple[Turn, ...]:
         lead = ""
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         body = text[mark.end() : following.start() if following else len(text)]
-        end = _END.search(body)
-        turns.append(Turn(_role(mark), body[: end.start()] if end else body, lead + mark.group()))
-        lead = end.group() if end else ""
+        n_text = _text_end(body)
+        turns.append(Turn(_role(mark), body[:n_text], lead + mark.group()))
+        lead = body[n_text:]
     return tuple(turns)
+
+
+def _text_end(body: str) -> int:
+    """Where the end marker of a turn begins, with the space before it."""
+    stripped = body.rstrip()
+    end = next((end for end in _ENDS if stripped.endswith(end)), None)
+    return len(stripped.removesuffix(end).rstrip()) if end else len(body)
 
 
 def _role(mark: re.Match[str]) -> str:

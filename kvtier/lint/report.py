@@ -18,7 +18,8 @@ class Limits:
     """What a finding needs."""
 
     requests: int = 2  # that lost tokens
-    tokens: int = 16  # lost per such request: one block of vLLM's
+    tokens: int = 16  # lost per such request: one block of vLLM's; twice that in what users send, who repeat themselves
+    share: float = 0.0005  # lost, of all tokens: in a large file everything happens twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class Report:
             "hit_rate": self.hit_rate,
             "hit_rate_after_all": self.hit_rate_after,
             "distinct_pieces": tally.n_pieces,
+            "places_not_kept": tally.sites_full,
             "findings": [finding.to_tree() for finding in self.findings],
         }
 
@@ -125,7 +127,8 @@ def _counts(tally: Tally, site: Site, limits: Limits) -> bool:
         common = known.affected >= _MIN_SHARE_SPACES * tally.requests
     else:
         common = known.affected >= _MIN_SHARE * known.passes
-    return common and known.affected >= limits.requests and known.lost_tokens >= limits.tokens * known.affected
+    least = limits.tokens * (2 if site.role == "user" else 1) * known.affected
+    return common and known.affected >= limits.requests and known.lost_tokens >= max(least, limits.share * tally.tokens)
 
 
 def _rate(tally: Tally, sites: set[Site]) -> float:

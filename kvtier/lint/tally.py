@@ -43,7 +43,7 @@ class Tally:
     root: Node = field(default_factory=lambda: Node("", None, 0, 0))
     n_nodes: int = 0
     n_pieces: int = 0  # distinct
-    n_requests_unnamed: int = 0  # that lost tokens at a site beyond the limit of sites
+    sites_full: bool = False  # there were more places than are kept: some losses have no name
     first_s: float | None = None  # unix
     last_s: float | None = None
     tenants: set[str] = field(default_factory=set)

@@ -54,7 +54,7 @@ def _branch(node: Node, least: int, depth: int) -> Branch:
     shown = sorted((child for child in node.children if child.passes >= least), key=lambda child: -child.passes)
     shown = shown[:_MAX_CHILDREN] if depth else []
     children = tuple(_branch(child, least, depth - 1) for child in shown)
-    text = "\n".join(filter(None, texts))
+    text = "".join(c if c.isprintable() or c == "\n" else "?" for c in "\n".join(filter(None, texts)))
     return Branch(
         text=text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}...",
         site=site,

@@ -58,8 +58,9 @@ _PATTERNS: Final[tuple[tuple[Cause, re.Pattern[str]], ...]] = (
     (
         Cause.IMAGE,
         re.compile(
-            r"<image(?:[_:\s-][^<>\n]*)?/?>|<img\b[^<>\n]*>|data:image/[\w.+-]+;base64,[A-Za-z0-9+/=]+"
-            r"|!\[[^\]\n]*\]\([^)\s]+\)|\[(?:image|img|IMG|Image)[ _:#-][^\]\n]*\]|<\|(?:image|vision)[^|\n]*\|>"
+            r"<image(?:[_:\s-][^<>\n]{0,4000})?/?>|<img\b[^<>\n]{0,4000}>|data:image/[\w.+-]+;base64,[A-Za-z0-9+/=]+"
+            r"|!\[[^\]\n]{0,200}\]\([^)\s]{1,4000}\)|\[(?:image|img|IMG|Image)[ _:#-][^\]\n]{0,200}\]"
+            r"|<\|(?:image|vision)[^|\n]*\|>"
         ),
     ),
     (Cause.USER, _MAIL),
@@ -79,7 +80,7 @@ _PATTERNS: Final[tuple[tuple[Cause, re.Pattern[str]], ...]] = (
     (
         Cause.ID,
         re.compile(
-            r"(?<![\w.-])(?=(?:[a-z]*\d){2})(?=(?:\d*[a-z]){2})(?=[a-z0-9]*\d[a-z]+\d|[a-z0-9]*[a-z]\d+[a-z])"
+            r"(?<![\w.-])(?=(?:[a-z]*\d){2})(?=(?:\d*[a-z]){2})(?=[a-z0-9]{0,40}?(?:\d[a-z]{1,40}\d|[a-z]\d{1,40}[a-z]))"
             r"[a-z0-9]{8,40}(?![\w.-])"
         ),
     ),
@@ -143,20 +144,28 @@ _USER_WORDS: Final = (
     "hello", "hi", "dear", "welcome", "login", "handle",
 )  # fmt: skip
 _CACHED: Final = 1 << 16  # lines
+_SHORT: Final = 2_000  # characters of a line worth caching
+_SCANNED: Final = 20_000  # characters of a line, except for inline images
 _CLOSE: Final = 12  # characters between two spans of one cause that are one thing to a reader
 
 
-@functools.lru_cache(_CACHED)
 def spans(line: str) -> tuple[Span, ...]:
-    """The spans of `line`, in order, apart from each other."""
+    """The spans of `line`, in order, apart from each other. Of a very long line only the head is looked at."""
+    return _cached(line) if len(line) <= _SHORT else _spans(line)
+
+
+def _spans(line: str) -> tuple[Span, ...]:
     found: list[Span] = []
     for cause, pattern in _candidates(line):
         group = pattern.groups
-        for match in pattern.finditer(line):
+        for match in pattern.finditer(line, 0, len(line) if cause is Cause.IMAGE else _SCANNED):
             start, end = match.span(group)
             if not any(start < other.end and other.start < end for other in found):
                 found.append(Span(start, end, cause))
     return tuple(_joined(sorted(found))) if found else ()
+
+
+_cached = functools.lru_cache(_CACHED)(_spans)
 
 
 def _candidates(line: str) -> Iterator[tuple[Cause, re.Pattern[str]]]:

@@ -191,6 +191,9 @@ class Walk:
     def _site(self, site: Site) -> SiteTally | None:
         sites = self._tally.sites
         known = sites.get(site)
-        if known is None and len(sites) < MAX_SITES:
+        if known is None:
+            if len(sites) >= MAX_SITES:
+                self._tally.sites_full = True
+                return None
             known = sites[site] = SiteTally()
         return known

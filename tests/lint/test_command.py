@@ -166,3 +166,36 @@ def test_odd_text_is_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path.write_text("".join(json.dumps({"prompt": f"{odd}\n{RULES}"}) + "\n" for _ in range(3)))
     assert main(["lint", str(path), "--json", "--html", str(tmp_path / "odd.html")]) == 0
     assert json.loads(capsys.readouterr().out)["requests"] == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a1" * 100_000,
+        "ab" * 100_000,
+        " " * 200_000 + "x",
+        "User: " * 30_000,
+        "[" * 100_000,
+        '{"' * 100_000,
+        "<document>" * 20_000 + "</document",
+        "![" * 50_000,
+        "tools: " * 20_000,
+        "x@" * 50_000,
+        "Aa " * 60_000,
+        "[1] a\n" * 20_000,
+        "tools:\n" + "- a\n" * 20_000,
+    ],
+    ids=lambda text: text[:10].strip(),
+)
+def test_a_huge_odd_line_does_not_stop_the_run(tmp_path: Path, text: str):
+    path = tmp_path / "odd.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{text}\n{i}"}) + "\n" for i in range(2)))
+    assert main(["lint", str(path)]) == 0
+
+
+def test_no_control_characters_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "odd.jsonl"
+    lines = (json.dumps({"prompt": f"\x1b[31mTime\x1b: 10:0{i}\nred \x1b[31m rules\n{RULES}"}) + "\n" for i in range(5))
+    path.write_text("".join(lines))
+    assert main(["lint", str(path)]) == 0
+    assert "\x1b" not in capsys.readouterr().out
