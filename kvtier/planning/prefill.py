@@ -94,7 +94,9 @@ def flops_of(model: Mapping[str, Any], active_parameters: float | None = None) -
     window = window_of(text) if WINDOW in kinds else 0
     if isinstance(window, Unknown):
         return window
-    parameters = active_parameters or sum(_parameters(text, kind, hidden, n_query or 0) for kind in kinds)
+    parameters = active_parameters or sum(
+        _parameters(text, i, kind, hidden, n_query or 0) for i, kind in enumerate(kinds)
+    )
     return Flops(2 * parameters + kinds.count(WINDOW) * pair * window, kinds.count(FULL) * pair / 2)
 
 
@@ -109,7 +111,9 @@ def total_parameters(model: Mapping[str, Any]) -> float | Unknown:
         return Unknown("config.json does not say how wide it is")
     n_query = count(text, *QUERY_KEYS) or 0
     embeddings = vocabulary * hidden * (1 if text.get("tie_word_embeddings") else 2)
-    return embeddings + sum(_parameters(text, kind, hidden, n_query, every_expert=True) for kind in kinds)
+    return embeddings + sum(
+        _parameters(text, i, kind, hidden, n_query, every_expert=True) for i, kind in enumerate(kinds)
+    )
 
 
 def _head_sizes(text: Mapping[str, Any], hidden: int, n_query: int) -> tuple[int, int]:
@@ -121,28 +125,27 @@ def _head_sizes(text: Mapping[str, Any], hidden: int, n_query: int) -> tuple[int
     return head, head
 
 
-def _parameters(text: Mapping[str, Any], kind: str, hidden: int, n_query: int, *, every_expert: bool = False) -> float:
+def _parameters(
+    text: Mapping[str, Any], layer: int, kind: str, hidden: int, n_query: int, *, every_expert: bool = False
+) -> float:
+    """Parameters of one layer: the mixer, and the feed-forward part unless that is a layer of its own."""
+    apart = bool(text.get("hybrid_override_pattern") or text.get("state_size"))
+    mlp = 0.0 if apart and kind != NONE else _mlp(text, layer, hidden, every_expert=every_expert)
     if kind == NONE:
-        return _mlp(text, hidden, every_expert=every_expert)
-    if kind == STATE:
-        inner = _state_width(text, hidden)
-        mixer = 3.0 * hidden * inner
-        return (
-            mixer
-            if text.get("hybrid_override_pattern") or text.get("state_size")
-            else mixer + _mlp(text, hidden, every_expert=every_expert)
-        )
+        return mlp
+    return mlp + (3.0 * hidden * _state_width(text, hidden) if kind == STATE else _attention(text, hidden, n_query))
+
+
+def _attention(text: Mapping[str, Any], hidden: int, n_query: int) -> float:
     qk, v = _head_sizes(text, hidden, n_query or 1)
-    if text.get("kv_lora_rank") is not None:
-        rank, q_rank = count(text, "kv_lora_rank") or 0, count(text, "q_lora_rank")
-        query = q_rank * (hidden + n_query * qk) if q_rank else hidden * n_query * qk
-        nope = count(text, "qk_nope_head_dim") or 128
-        keys = hidden * (rank + (count(text, "qk_rope_head_dim") or 64)) + rank * n_query * (nope + v)
-        mixer = float(query + keys + n_query * v * hidden)
-    else:
+    if text.get("kv_lora_rank") is None:
         n_kv = count(text, "num_key_value_heads", "n_head_kv", "num_kv_heads") or n_query
-        mixer = float(hidden * qk * (2 * n_query + 2 * n_kv))
-    return mixer if text.get("hybrid_override_pattern") else mixer + _mlp(text, hidden, every_expert=every_expert)
+        return float(hidden * qk * (2 * n_query + 2 * n_kv))
+    rank, q_rank = count(text, "kv_lora_rank") or 0, count(text, "q_lora_rank")
+    query = q_rank * (hidden + n_query * qk) if q_rank else hidden * n_query * qk
+    nope = count(text, "qk_nope_head_dim") or 128
+    keys = hidden * (rank + (count(text, "qk_rope_head_dim") or 64)) + rank * n_query * (nope + v)
+    return float(query + keys + n_query * v * hidden)
 
 
 def _state_width(text: Mapping[str, Any], hidden: int) -> float:
@@ -154,14 +157,24 @@ def _state_width(text: Mapping[str, Any], hidden: int) -> float:
     return hidden * (expand if type(expand) in (int, float) else 2)
 
 
-def _mlp(text: Mapping[str, Any], hidden: int, *, every_expert: bool) -> float:
+def _mlp(text: Mapping[str, Any], layer: int, hidden: int, *, every_expert: bool) -> float:
     """Parameters of a feed-forward layer, or of the experts one token goes through."""
     matrices = 2 if count(text, "n_embd") or text.get("hybrid_override_pattern") else 3
     inner = count(text, "intermediate_size", "n_inner", "ffn_hidden_size") or 4 * hidden
     n_experts = count(text, "num_experts", "n_routed_experts", "num_local_experts")
-    if not n_experts:
+    if not n_experts or not _has_experts(text, layer):
         return float(matrices * hidden * inner)
     used = count(text, "num_experts_per_tok", "experts_per_token") or 1
     each = count(text, "moe_intermediate_size") or inner
     shared = count(text, "shared_expert_intermediate_size") or (count(text, "n_shared_experts") or 0) * each
     return float(matrices * hidden * ((n_experts if every_expert else used) * each + shared))
+
+
+def _has_experts(text: Mapping[str, Any], layer: int) -> bool:
+    """Whether this layer of a model with experts has them."""
+    if layer < (count(text, "first_k_dense_replace") or 0):
+        return False
+    if period := count(text, "expert_layer_period"):
+        return layer % period == (count(text, "expert_layer_offset") or 0)
+    step = count(text, "decoder_sparse_step", "interleave_moe_layer_step") or 1
+    return (layer + 1) % step == 0

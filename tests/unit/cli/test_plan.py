@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from kvtier.cli import main as cli
+from kvtier.cli import plan_inputs
 from kvtier.cli.plan import _GPUS
 from kvtier.planning.hardware import GPUS
+from kvtier.planning.probe import Probed
 
 SMOLLM = {
     "model_type": "llama",
@@ -239,3 +241,40 @@ def test_ranks_share_the_link_unless_each_loads_the_whole_latent(plan, model):
     whole = json.loads(plan("--gpu", "h100", "--tensor-parallel-size", "3", "--json", without=("--pcie",))[1])
     assert shared["hardware"]["pcie_gbps"] == pytest.approx(3 * whole["hardware"]["pcie_gbps"])
     assert shared["hardware"]["device_cache_bytes"] == pytest.approx(3 * whole["hardware"]["device_cache_bytes"], abs=3)
+
+
+def test_a_probe_takes_the_place_of_the_drives_rates(plan, monkeypatch):
+    asked = []
+    monkeypatch.setattr(plan_inputs, "probe", lambda folder, progress: asked.append(folder) or Probed(1.25, 2.5, 0.75))
+    code, out, _ = plan("--probe", "/mnt/some", without=("--disk-read", "--disk-write"))
+    assert (code, asked) == (0, [Path("/mnt/some")])
+    assert "reads 2.50 and writes 1.25 GB/s (measured in /mnt/some)" in out
+    assert "5 x 0.8 GB/s of promote_threads" in out  # no thread decompresses faster than memory is copied
+    assert "copies 0.8 GB/s on one thread (measured)" in out
+
+
+def test_the_size_of_quantized_weights_is_not_guessed(plan, model):
+    (model / "config.json").write_text(json.dumps(SMOLLM | {"quantization_config": {"quant_method": "awq"}}))
+    code, _, err = plan("--gpu", "l4", without=("--device-cache",))
+    assert code == 2
+    assert "--device-cache: give it: config.json does not tell" in err
+
+
+def test_without_sizes_the_plan_is_for_this_machine(plan, tmp_path):
+    code, out, _ = plan("--path", str(tmp_path), without=("--ram", "--disk"))
+    assert code in (0, 1)
+    assert "(half of this machine's RAM)" in out
+    assert f"(60 % of what is free at {tmp_path})" in out
+
+
+def test_a_load_that_is_too_much_is_said_so(plan):
+    _, out, _ = plan("--rate", "90")
+    assert "more than there is:" in out
+
+
+def test_a_model_with_states_is_planned_for_with_a_warning(plan, model):
+    hybrid = {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 16, "mamba_d_conv": 4, "mamba_expand": 2}
+    (model / "config.json").write_text(json.dumps(SMOLLM | hybrid))
+    _, out, _ = plan()
+    assert "state: 15 layers x" in out
+    assert "with states as here it has not: try it first" in out

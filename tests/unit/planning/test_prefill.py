@@ -45,20 +45,90 @@ DEEPSEEK_V3 = {
     "n_shared_experts": 1,
     "vocab_size": 129280,
 }
+QWEN3_NEXT_80B = {
+    "hidden_size": 2048,
+    "head_dim": 256,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "full_attention_interval": 4,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "moe_intermediate_size": 512,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "shared_expert_intermediate_size": 512,
+    "vocab_size": 151936,
+}
+NEMOTRON_H_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 21504,
+    "num_hidden_layers": 52,
+    "hybrid_override_pattern": "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "mamba_num_heads": 128,
+    "mamba_head_dim": 64,
+    "vocab_size": 131072,
+}
+JAMBA_LARGE = {
+    "hidden_size": 8192,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 72,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "attn_layer_period": 8,
+    "attn_layer_offset": 4,
+    "mamba_expand": 2,
+    "num_experts": 16,
+    "num_experts_per_tok": 2,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    "vocab_size": 65536,
+}
+GPT_OSS_120B = {
+    "hidden_size": 2880,
+    "head_dim": 64,
+    "intermediate_size": 2880,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "sliding_window": 128,
+    "layer_types": ["sliding_attention", "full_attention"] * 18,
+    "num_local_experts": 128,
+    "num_experts_per_tok": 4,
+    "vocab_size": 201088,
+}
+GPT2 = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "tie_word_embeddings": True}
 # Seconds of prefill of an 8B-shaped bf16 model on one H200, vLLM 0.32.0, eager, median of 3.
 MEASURED = {8192: 0.218, 32768: 1.216}
 
 
 @pytest.mark.parametrize(
     ("model", "published", "tolerance"),
-    [(LLAMA_8B, 8.03e9, 0.005), (QWEN3_30B_A3B, 30.5e9, 0.01), (DEEPSEEK_V3, 671e9, 0.06)],
+    [
+        (LLAMA_8B, 8.03e9, 0.005),
+        (QWEN3_30B_A3B, 30.5e9, 0.01),
+        (DEEPSEEK_V3 | {"first_k_dense_replace": 3}, 671e9, 0.01),
+        (QWEN3_NEXT_80B, 80e9, 0.02),
+        (NEMOTRON_H_8B, 8.1e9, 0.03),
+        (JAMBA_LARGE, 398e9, 0.03),
+        (GPT_OSS_120B, 116.8e9, 0.01),
+        (GPT2, 124e6, 0.02),
+    ],
 )
 def test_parameters_counted_from_config_json_are_the_published_ones(model, published, tolerance):
     assert total_parameters(model) == pytest.approx(published, rel=tolerance)
 
 
-def test_a_token_goes_through_some_experts_only():
-    assert flops_of(QWEN3_30B_A3B).parameters == pytest.approx(3.3e9 - 2 * 151936 * 2048, rel=0.02)
+@pytest.mark.parametrize(
+    ("model", "published", "tolerance"),
+    [(QWEN3_30B_A3B, 3.3e9, 0.02), (GPT_OSS_120B, 5.1e9, 0.1), (JAMBA_LARGE, 94e9, 0.02)],
+)
+def test_a_token_goes_through_some_experts_only(model, published, tolerance):
+    embeddings = (2 if model is QWEN3_30B_A3B else 1) * model["vocab_size"] * model["hidden_size"]
+    assert flops_of(model).parameters + embeddings == pytest.approx(published, rel=tolerance)
 
 
 @pytest.mark.parametrize("n_tokens", MEASURED)
