@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,18 @@ class WholeChunksScheduler(OffloadingConnectorScheduler):
     hands the worker the ones that are left as if they were consecutive: they would land in each other's places, under
     a key that says that the chunk is whole.
     """
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Any:
+        """As vLLM's, which asserts that a preempted request is not loading.
+
+        One that a reset of the device's cache preempted may be: the step that reports it is the one that resumes it. It
+        has no stores to be flushed, or it would not have been looked up.
+        """
+        preempted = scheduler_output.preempted_req_ids
+        if preempted and not preempted.isdisjoint(job.req_id for job in self._current_batch_load_jobs.values()):
+            loading = {job.req_id for job in self._current_batch_load_jobs.values()}
+            scheduler_output = replace(scheduler_output, preempted_req_ids=preempted - loading)
+        return super().build_connector_meta(scheduler_output)
 
     def _build_store_jobs(self, scheduler_output: SchedulerOutput) -> Any:
         if self._sliding_window_groups and self.config.blocks_per_chunk > 1:
