@@ -84,7 +84,6 @@ class Report:
             "hit_rate": self.hit_rate,
             "hit_rate_after_all": self.hit_rate_after,
             "distinct_pieces": tally.n_pieces,
-            "places_not_kept": tally.sites_full,
             "findings": [finding.to_tree() for finding in self.findings],
         }
 

@@ -22,6 +22,7 @@ class SiteTally:
 class Node:
     """A settled prefix that at least two requests have, by its last piece."""
 
+    key: int  # hash of the prefix
     text: str
     site: Site | None  # of a value that changes, or of a block whose order may
     tokens: int  # of the piece
@@ -40,10 +41,8 @@ class Tally:
     sites: dict[Site, SiteTally] = field(default_factory=dict)
     # Tokens that would hit as well if all sites of the key were put right.
     gains: collections.Counter[frozenset[Site]] = field(default_factory=collections.Counter)
-    root: Node = field(default_factory=lambda: Node("", None, 0, 0))
-    n_nodes: int = 0
+    root: Node = field(default_factory=lambda: Node(0, "", None, 0, 0))
     n_pieces: int = 0  # distinct
-    sites_full: bool = False  # there were more places than are kept: some losses have no name
     first_s: float | None = None  # unix
     last_s: float | None = None
     tenants: set[str] = field(default_factory=set)

@@ -35,8 +35,6 @@ def _lines(report: Report) -> Iterator[str]:
         yield "nothing found that breaks a shared prefix"
     else:
         yield f"with everything below fixed  {percent(report.hit_rate_after)}"
-    if report.tally.sites_full:
-        yield "more places with changing values than are kept: some losses have no name here"
     for number, finding in enumerate(report.findings, start=1):
         yield ""
         yield from _finding(number, finding)

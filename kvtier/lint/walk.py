@@ -10,8 +10,6 @@ from kvtier.lint.causes import Cause, Site
 from kvtier.lint.pieces import Kind, Piece
 from kvtier.lint.tally import Node, SiteTally, Tally
 
-MAX_NODES: Final = 200_000  # of the tree that is shown
-MAX_SITES: Final = 20_000  # more places than a person reads; requests at others are counted, not named
 _EXAMPLES: Final = 3
 
 
@@ -161,12 +159,9 @@ class Walk:
         nodes = self._seen.nodes
         node = nodes.get(self._settled)
         if node is None:
-            if len(nodes) >= MAX_NODES:
-                return
             site = piece.site if piece.kind >= Kind.VOLATILE else None
-            node = nodes[self._settled] = Node(piece.text, site, piece.tokens, 1)
+            node = nodes[self._settled] = Node(self._settled, piece.text, site, piece.tokens, 1)
             self._node.children.append(node)
-            self._tally.n_nodes += 1
         node.passes += 1
         self._node = node
 
@@ -174,26 +169,23 @@ class Walk:
         tally = self._tally
         tally.tokens += self._tokens
         for site in self._passed:
-            if site.cause is not Cause.WHITESPACE and (known := self._site(site)):
-                known.passes += 1
+            if site.cause is not Cause.WHITESPACE:
+                self._site(site).passes += 1
         if not self._gain:
             return
         tally.gains.update(self._segments)
         self._broken_at.lost_tokens += self._gain
         for site, gained in self._order:
             behind = self._gain - gained
-            if behind and (known := self._site(site)):
+            if behind:
+                known = self._site(site)
                 known.affected += 1
                 known.lost_tokens += behind
                 if len(known.lines) < _EXAMPLES:
                     known.lines.append(self._line)
 
-    def _site(self, site: Site) -> SiteTally | None:
-        sites = self._tally.sites
-        known = sites.get(site)
+    def _site(self, site: Site) -> SiteTally:
+        known = self._tally.sites.get(site)
         if known is None:
-            if len(sites) >= MAX_SITES:
-                self._tally.sites_full = True
-                return None
-            known = sites[site] = SiteTally()
+            known = self._tally.sites[site] = SiteTally()
         return known

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvtier.lint import tree as tree_module
 from kvtier.lint.causes import Cause, Site
 from kvtier.lint.pieces import Cutter
 from kvtier.lint.read import Request, Turn
@@ -111,3 +113,21 @@ def test_nothing_is_blamed_on_what_user_and_model_said():
         )
         tree.add(Request(line, said, None, None))
     assert not tree.tally.gains
+
+
+def test_what_few_requests_have_is_forgotten_first(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tree_module, "MAX_NODES", 30)
+    monkeypatch.setattr(tree_module, "MAX_SITES", 3)
+    monkeypatch.setattr(tree_module, "MAX_GAINS", 3)
+    prompts = []
+    for i in range(60):
+        prompts.append(f"Time: 10:00:{i:02}\n{STATIC}\nask {i}")
+        prompts += [f"Odd {'x' * i} time: 10:00:{j:02}\nrule" for j in range(2)]
+    tree = PrefixTree(Cutter(LineCounter()))
+    for line, prompt in enumerate(prompts, start=1):
+        tree.add(Request(line, (Turn("prompt", prompt),), None, None))
+        assert len(tree.tally.sites) <= 3
+        assert len(tree.tally.gains) <= 3
+    (finding,) = report(tree.tally, file="x", counted_with="lines", limits=Limits(tokens=1)).findings
+    assert (finding.site.label, finding.requests) == ("Time:", 59)
+    assert max(child.passes for child in tree.tally.root.children) == 60
