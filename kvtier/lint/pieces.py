@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +23,10 @@ _FINE: Final = 128  # characters of a piece near the head of a line
 _COARSE: Final = 512
 _FINE_UNTIL: Final = 1024
 _MAX_CACHED: Final = 32_000_000  # characters, of lines and of turns each
+_SAID: Final = frozenset({"user", "assistant", "tool"})
+_FINE_TOKENS: Final = 1024  # at the head of a turn that is cut line by line
+_FINE_TOKENS_SAID: Final = 256
+_JOINED_SHARE: Final = 16  # behind it a piece is about this part of what lies before it
 _LABEL: Final = 40
 _TYPOGRAPHY: Final = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014", "''\"\"--", "\u200b\ufeff\u2060")
 
@@ -84,7 +89,8 @@ class Cutter:
             pieces += self._cut_text(text[at : block.start], role, fixed)
             pieces += self._cut_block(block, text, role)
             at = block.end
-        return pieces + self._cut_text(text[at:], role, fixed)
+        pieces += self._cut_text(text[at:], role, fixed)
+        return list(_joined(pieces, _FINE_TOKENS_SAID if role in _SAID else _FINE_TOKENS))
 
     def _cut_text(self, text: str, role: str, fixed: bool) -> list[Piece]:
         pieces: list[Piece] = []
@@ -160,6 +166,41 @@ class Cutter:
             mark = hash(("value", span.cause))
             pieces.append(Piece(hash(value), mark, 0, Kind.VOLATILE, site, (), f"<{span.cause}>"))
         return pieces
+
+
+def _joined(pieces: list[Piece], n_fine: int) -> Iterator[Piece]:
+    """Join text deep in a turn to larger pieces: there a piece is small against what lies before it."""
+    run: list[Piece] = []
+    n_run = n_before = 0
+    for piece in pieces:
+        size = 0 if n_before < n_fine else n_before // _JOINED_SHARE
+        n_before += piece.tokens
+        text = piece.kind <= Kind.SPACED
+        if run and not (text and n_run < size):
+            yield _whole(run)
+            run, n_run = [], 0
+        if text and size:
+            run.append(piece)
+            n_run += piece.tokens
+        else:
+            yield piece
+    if run:
+        yield _whole(run)
+
+
+def _whole(run: list[Piece]) -> Piece:
+    if len(run) == 1:
+        return run[0]
+    settled = tuple(piece.settled for piece in run if piece.settled)
+    return Piece(
+        exact=hash(tuple(piece.exact for piece in run)),
+        settled=hash(settled) if settled else 0,
+        tokens=sum(piece.tokens for piece in run),
+        kind=max(piece.kind for piece in run),
+        site=run[0].site,
+        forms=(),
+        text=run[0].text,
+    )
 
 
 def masked_labels(text: str) -> list[str]:

@@ -131,3 +131,12 @@ def test_what_few_requests_have_is_forgotten_first(monkeypatch: pytest.MonkeyPat
     (finding,) = report(tree.tally, file="x", counted_with="lines", limits=Limits(tokens=1)).findings
     assert (finding.site.label, finding.requests) == ("Time:", 59)
     assert max(child.passes for child in tree.tally.root.children) == 60
+
+
+def test_deep_text_is_kept_in_few_pieces_and_shared_nearly_whole():
+    lines = [f"line {i} of a long and dull report" for i in range(4000)]
+    prompts = ["\n".join([*lines[:n], "the end"]) for n in (4000, 3000, 4000)]
+    known = tally(prompts)
+    assert known.n_pieces < 1200
+    assert 6600 < known.hit_tokens <= 7001
+    assert known.tokens == 11003
