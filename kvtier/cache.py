@@ -100,6 +100,7 @@ class TieredCache:
         self._quarantine: list[tuple[int, Resident]] = []
         self._step = 0
         self._n_promoting = 0
+        self._reads_hang = False  # from when a request gave up waiting until a promotion ends again
         self._max_promised = int(host.n_slots * PINNED_SHARE)
         self._min_clean = max(1, int(host.n_slots * clean_share))
         self._ready_for_restart = ready_for_restart
@@ -125,7 +126,7 @@ class TieredCache:
                 return self._lookup_disk(chain, key)
             if resident.spoilt:
                 return self._miss(chain, key, Miss.LOAD_FAILED)
-            if resident.state is State.PROMOTING and chain.loads is False:
+            if resident.state is State.PROMOTING and (chain.loads is False or self._reads_hang):
                 return self._miss(chain, key, Miss.GATE)
             if key not in chain.promises:
                 self._promises.give(chain, resident)
@@ -147,7 +148,7 @@ class TieredCache:
                 return False
             with self._lock:  # a read that hangs: the request computes what it cannot get
                 self._promises.take_back(chain)
-                chain.loads = False
+                chain.loads, self._reads_hang = False, True
         chain.waits_since_s = None
         chain.miss = None
         chain.n_chunks = n_chunks
@@ -289,6 +290,7 @@ class TieredCache:
             resident = job.resident
             job.frame.pins -= 1
             self._n_promoting -= 1
+            self._reads_hang = False
             if self._gate is not None:
                 self._gate.load_ended(now, self.host.chunk_bytes if failure is None else 0)
             self._promises.ready(resident)
@@ -402,7 +404,7 @@ class TieredCache:
         frame = disk.get(key) if disk is not None else None
         if disk is None or frame is None or not frame.ready:
             return self._miss(chain, key)
-        if not self.disk_readable:
+        if not self.disk_readable or self._reads_hang:
             return self._miss(chain, key, Miss.LOAD_FAILED)
         worth_it = self._worth_loading(chain)
         if not worth_it and not (self._gate is not None and self._gate.wants_probe(self._clock())):

@@ -3,7 +3,7 @@
 from kvtier.cache import MAX_WAIT_S
 from kvtier.policy.gate import SAMPLE_BYTES, LoadGate
 from kvtier.types import Miss
-from tests.rigs.cache import CHUNK_BYTES, HIT, MISS, Rig, evicted_to_disk, key
+from tests.rigs.cache import CHUNK_BYTES, HIT, MISS, PENDING, Rig, evicted_to_disk, key
 
 
 def with_gate(rig: Rig, mode: str = "auto") -> LoadGate:
@@ -76,4 +76,20 @@ def test_a_request_whose_promotion_hangs_goes_on_without_it():
     rig.cache.check()
     rig.cache.promoted(rig.jobs.pop(), None)
     assert rig.cache.lookup(chain, key("a")) is HIT  # it came after all, before the request was admitted
+    rig.cache.check()
+
+
+def test_while_reads_hang_no_other_request_waits_for_the_disk():
+    rig = evicted_to_disk("ab")
+    first = rig.cache.open_chain()
+    rig.cache.lookup(first, key("a"))
+    assert not rig.cache.begin_walk(first)
+    rig.now += MAX_WAIT_S + 0.1
+    assert rig.cache.begin_walk(first)
+    second = rig.cache.open_chain()
+    assert rig.cache.lookup(second, key("a")) is MISS
+    assert rig.cache.lookup(second, key("b")) is MISS
+    assert (second.pending, len(rig.jobs)) == (0, 1)
+    rig.cache.promoted(rig.jobs.pop(), None)
+    assert rig.cache.lookup(second, key("b")) is PENDING
     rig.cache.check()
