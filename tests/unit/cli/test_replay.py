@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 from kvtier.cli import main as cli
 
 EXAMPLE = str(Path(__file__).parents[3] / "examples" / "trace.jsonl")
+
+
+DOC = Path(__file__).parents[3] / "docs" / "replay.md"
 
 
 @pytest.fixture
@@ -142,3 +146,12 @@ def test_a_plot_is_written_with_a_line_per_policy_and_the_optimum(replay, tmp_pa
     assert "<svg" in drawn
     for name in ("lru", "slru-g30", "optimal", "unbounded"):
         assert f"<!-- {name} -->" in drawn
+
+
+@pytest.mark.parametrize(
+    "example", re.findall(r"^```\n\$ kvtier (replay .*?)```$", DOC.read_text(), re.MULTILINE | re.DOTALL)
+)
+def test_the_examples_of_the_documentation_print_what_it_says(replay, monkeypatch, example: str):
+    monkeypatch.chdir(DOC.parents[1])
+    command, _, printed = example.replace("\\\n", " ").partition("\n")
+    assert replay(*command.split()[1:])[0] == printed
