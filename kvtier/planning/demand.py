@@ -126,7 +126,8 @@ class SharedPrefixes:
         """Share of all requests that find their prefix in a cache where things stay that long."""
         rates = self._rates()
         known = sum(n * rate * -math.expm1(-rate * stay_s) for n, rate in rates)
-        return self.reuse * known / sum(n * rate for n, rate in rates) if self.reuse else 0.0
+        total = sum(n * rate for n, rate in rates)
+        return self.reuse * known / total if total else 0.0  # a share of reuse next to nothing comes to no rate at all
 
     def _stay_s(self, capacity: float) -> float:
         """Che's characteristic time of a cache of that many tokens."""
