@@ -14,6 +14,7 @@ EXAMPLE = str(Path(__file__).parents[3] / "examples" / "trace.jsonl")
 
 
 DOC = Path(__file__).parents[3] / "docs" / "replay.md"
+EXAMPLES = re.findall(r"^```\n\$ kvtier (replay .*?)```$", DOC.read_text(), re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
