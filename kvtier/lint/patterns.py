@@ -45,12 +45,17 @@ class Pattern(NamedTuple):
     regex: re.Pattern[str]  # the last group, when there is one, is the value
     digit: bool = True
     longest: int = 0  # characters of the longest word, at least
-    words: tuple[str, ...] = ()  # one of them, in lower case
+    marks: tuple[str, ...] = ()  # one of them, in lower case
+    heads: frozenset[str] = frozenset()  # the first letters of one of its words, as `heads` gives them
     hint: re.Pattern[str] | None = None
 
 
-def _words(alternatives: str) -> tuple[str, ...]:
-    return tuple(alternatives.split("|"))
+_WORD: Final = re.compile(r"[a-z]+")
+
+
+def heads(text: str) -> frozenset[str]:
+    """The first three letters of each word of `text`, which is in lower case."""
+    return frozenset(word[:3] for word in _WORD.findall(text))
 
 
 _PEOPLE: Final = "user|customer|client|patient|member|employee|student|guest|caller|recipient|traveller|passenger|name"
@@ -67,22 +72,22 @@ PATTERNS: Final[tuple[Pattern, ...]] = (
             r"|<\|(?:image|vision)[^|\n]{0,200}\|>"
         ),
         digit=False,
-        words=("<im", "data:image", "![", "[im", "<|image", "<|vision"),
+        marks=("<im", "data:image", "![", "[im", "<|image", "<|vision"),
     ),
     Pattern(
         Cause.USER,
         re.compile(r"(?<![\w.+-])[\w.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"),
         digit=False,
-        words=("@",),
+        marks=("@",),
     ),
     Pattern(
         Cause.TIMESTAMP,
         re.compile(rf"(?<![\w.]){_DATE}(?:(?:T|,?\s+(?:at\s+)?){_TIME})?(?!\d)"),
         hint=re.compile(r"\d[-/.]\d|\d{4}"),
     ),
-    Pattern(Cause.TIMESTAMP, re.compile(rf"(?<![\w.:]){_TIME}(?![\d:])"), words=(":",)),
+    Pattern(Cause.TIMESTAMP, re.compile(rf"(?<![\w.:]){_TIME}(?![\d:])"), marks=(":",)),
     Pattern(
-        Cause.TIMESTAMP, re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b"), digit=False, words=("day",)
+        Cause.TIMESTAMP, re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b"), digit=False, marks=("day",)
     ),
     Pattern(
         Cause.ID,
@@ -118,12 +123,12 @@ PATTERNS: Final[tuple[Pattern, ...]] = (
             rf"(?i)\b(?:{_OBJECT})[ _-]?(?:id|uuid|key|token|no\.?|nr\.?|number|num|reference)\b"
             rf"[\"']?(?:(?:\s+[a-z]+){{0,2}}\s*[:=#])?\s*[\"'#]?{_VALUE}"
         ),
-        words=_words(_OBJECT),
+        heads=heads(_OBJECT),
     ),
     Pattern(
         Cause.ID,
         re.compile(rf"(?i)\b(?:{_ORDERED})\s*[:=#]+\s*[\"'#]?{_VALUE}"),
-        words=_words(_ORDERED),
+        heads=heads(_ORDERED),
     ),
     Pattern(Cause.TIMESTAMP, re.compile(r"(?<![\w.-])1[4-9]\d{8}(?:\d{3}|\.\d+)?(?![\w.])"), longest=10),
     Pattern(
@@ -132,12 +137,12 @@ PATTERNS: Final[tuple[Pattern, ...]] = (
             rf"(?i)\b(?:{_COUNTED})(?:[ _-]?(?:number|no\.?|num|nr\.?|count|index|counter))?\s*(?:[:=#]\s*#?|\s)\s*"
             r"(\d{1,9}(?:\s*(?:/|of)\s*\d+)?)(?![\w.:-])"
         ),
-        words=_words(_COUNTED),
+        heads=heads(_COUNTED),
     ),
     Pattern(
         Cause.COUNTER,
         re.compile(rf"(?i)\b(?:{_BUDGETS})\s*[:=]\s*(\d{{1,9}})(?![\w.:-])"),
-        words=_words(_BUDGETS),
+        heads=heads(_BUDGETS),
     ),
     Pattern(
         Cause.COUNTER,
@@ -145,13 +150,13 @@ PATTERNS: Final[tuple[Pattern, ...]] = (
             r"(?i)(?<![\w.])(\d{1,9})\s+(?:more\s+|free\s+)?(?:messages?|requests?|tokens?|credits?|calls?|turns?|steps?|"
             r"attempts?|questions?|points?)\s+(?:left|remain|remaining|used|so\s+far)\b"
         ),
-        words=("left", "remain", "used", "so"),
+        heads=heads("left|remain|used|so"),
     ),
     Pattern(
         Cause.USER,
         re.compile(rf"\b(?i:{_PEOPLE})(?:[ _-]?(?i:name))?[\"']?(?:\s*[:=]|\s+(?:is|named|called))\s*[\"']?{_NAME}"),
         digit=False,
-        words=_words(_PEOPLE),
+        heads=heads(_PEOPLE),
     ),
     Pattern(
         Cause.USER,
@@ -161,12 +166,12 @@ PATTERNS: Final[tuple[Pattern, ...]] = (
             rf"(?i:(?:the\s+)?(?:user|customer|client)\s+)?{_NAME}"
         ),
         digit=False,
-        words=_words("talking|speaking|chatting|assisting|helping|serving|behalf|logged|signed|hello|hi|dear|welcome"),
+        heads=heads("talking|speaking|chatting|assisting|helping|serving|behalf|logged|signed|hello|hi|dear|welcome"),
     ),
     Pattern(
         Cause.USER,
         re.compile(r"(?i)\b(?:(?:user[ _-]?name|login|handle|nickname)[\"']?\s*[:=]|user\s*=)\s*[\"']?([\w.@-]{2,})"),
         digit=False,
-        words=_words("user|login|handle|nickname"),
+        heads=heads("user|login|handle|nickname"),
     ),
 )

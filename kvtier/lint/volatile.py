@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from kvtier.lint.causes import Cause
-from kvtier.lint.patterns import PATTERNS
+from kvtier.lint.patterns import PATTERNS, heads
 
 
 class Span(NamedTuple):
@@ -53,10 +53,11 @@ def _candidates(line: str) -> Iterator[tuple[Cause, re.Pattern[str]]]:
     digit = _DIGIT.search(line) is not None
     folded = line.lower()
     longest = max(map(len, line.split()), default=0) if digit else 0
-    for cause, regex, needs_digit, least, words, hint in PATTERNS:
-        if needs_digit and not digit:
+    known = heads(folded)
+    for cause, regex, needs_digit, least, marks, starts, hint in PATTERNS:
+        if (needs_digit and not digit) or least > longest or (starts and starts.isdisjoint(known)):
             continue
-        if least > longest or (words and not any(word in folded for word in words)):
+        if marks and not any(mark in folded for mark in marks):
             continue
         if hint is None or hint.search(line):
             yield cause, regex
