@@ -85,6 +85,7 @@ def test_the_defaults_are_these(home):
             "write_behind_after": "2s",
             "sync_every": "5s",
             "codec": "auto",
+            "load": "auto",
             "promote_threads": 2,
         },
         "chunk": {"tokens": "auto"},
@@ -167,7 +168,7 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(yaml_file, text, mes
 SIZE = "expected bytes with a unit (64GiB, 500MB), a percentage (10%) or auto"
 TIME = "expected a time with a unit (500ms, 30s, 5m)"
 VERSION = "; this kvtier reads version 1: see CHANGELOG for what changed, or leave the key out"
-DISK = "path, capacity, write, write_behind_after, sync_every, codec, promote_threads"
+DISK = "path, capacity, write, write_behind_after, sync_every, codec, load, promote_threads"
 
 
 @pytest.mark.parametrize(
