@@ -57,9 +57,10 @@ _FIXED: Final = {
     Cause.DOCUMENT_ORDER: "put retrieved documents in a fixed order (by id, say), without the rank in front",
     Cause.IMAGE: "put images behind the text that does not change",
 }
+_BEHIND_SYSTEM: Final = "after the system prompt (into the last message: before it, it still cuts off the conversation)"
 _PLACES: Final = {
-    "system": "after the system prompt",
-    "developer": "after the system prompt",
+    "system": _BEHIND_SYSTEM,
+    "developer": _BEHIND_SYSTEM,
     "tools": "out of the tool definitions",
     "user": "to the end of the message",
 }

@@ -132,23 +132,26 @@ class Cutter:
         return pieces + self._static(line[at:] + "\n", blank if at == 0 else 0, role, head=at == 0)
 
     def _static(self, text: str, blank: int, role: str, *, head: bool) -> list[Piece]:
-        words = text.translate(_TYPOGRAPHY).split()
+        clean = text.translate(_TYPOGRAPHY)
         site = Site(Cause.WHITESPACE, "", role)
-        if not words:
+        if not clean or clean.isspace():
             if not blank and text in {"", "\n"}:
                 return []
             return [Piece(hash((text, blank)), 0, min(blank, 1), Kind.SPACED, site, (), "")]
-        settled = " ".join(words)
-        plain = not blank and text.removesuffix("\n").removeprefix("" if head else " ") == settled
-        kind = Kind.PLAIN if plain else Kind.SPACED
-        pieces, at = [], 0
-        while at < len(settled):
-            end = at + (_FINE if at < _FINE_UNTIL else _COARSE)
-            part = settled[at:end]
-            identity = hash(part)
-            exact = identity if plain else hash((text, blank, at))
-            pieces.append(Piece(exact, identity, self._count(part), kind, site, (), part[:100]))
-            at = end
+        pieces: list[Piece] = []
+        parts = _parts(clean)
+        for at, written in enumerate(parts):
+            settled = " ".join(written.split())
+            identity = exact = hash(settled)
+            usual = written.removesuffix("\n") if at == len(parts) - 1 else written.removesuffix(" ")
+            if not at and not head:
+                usual = usual.removeprefix(" ")
+            if clean != text:
+                exact = hash((text, at))
+            elif (blank and not at) or usual != settled:
+                exact = hash((written, blank, at))
+            kind = Kind.PLAIN if exact == identity else Kind.SPACED
+            pieces.append(Piece(exact, identity, self._count(settled), kind, site, (), settled[:100]))
         return pieces
 
     def _cut_block(self, block: Block, text: str, role: str) -> list[Piece]:
@@ -206,6 +209,24 @@ def _whole(run: list[Piece]) -> Piece:
 def masked_labels(text: str) -> list[str]:
     """The label of each value that `masked(text)` takes out, in the same order."""
     return [_label(line[: span.start]) for line in text.split("\n") for span in spans(line)]
+
+
+_UNIT: Final = re.compile(r"\s*\S{1,64}\s*")  # a word, or a part of text without spaces
+
+
+def _parts(text: str) -> list[str]:
+    """`text` in parts whose ends do not depend on how many spaces are in it."""
+    if len(text) <= _FINE:
+        return [text]
+    parts, start, n_part, n_all = [], 0, 0, 0
+    for unit in _UNIT.finditer(text):
+        n_unit = len(unit.group().strip()) + 1
+        if n_part + n_unit > (_FINE if n_all < _FINE_UNTIL else _COARSE) and n_part:
+            parts.append(text[start : unit.start()])
+            start, n_part = unit.start(), 0
+        n_part += n_unit
+        n_all += n_unit
+    return [*parts, text[start:]]
 
 
 _WORD_START: Final = re.compile(r"\s")

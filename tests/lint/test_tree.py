@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -15,6 +15,7 @@ from kvtier.lint.pieces import Cutter
 from kvtier.lint.read import Request, Turn
 from kvtier.lint.report import Limits, Report, report
 from kvtier.lint.tally import Tally
+from kvtier.lint.tokens import ByteCounter
 from kvtier.lint.tree import PrefixTree
 
 STATIC = "\n".join(f"Rule {word}: keep the answer short and polite." for word in ("alpha", "beta", "gamma", "delta"))
@@ -140,3 +141,53 @@ def test_deep_text_is_kept_in_few_pieces_and_shared_nearly_whole():
     assert known.n_pieces < 1200
     assert 6600 < known.hit_tokens <= 7001
     assert known.tokens == 11003
+
+
+def clocks_first(i: int) -> str:
+    return f"Time: 10:00:{i:02}\n{STATIC}\nask {'why ' * i}"
+
+
+def clocks_last(i: int) -> str:
+    return f"{STATIC}\nask {'why ' * i}\nTime: 10:00:{i:02}"
+
+
+def shuffled_tools(i: int) -> str:
+    tools = [f"- find_{name}(number): finds a {name} by its number" for name in ("parcel", "claim", "depot", "order")]
+    shuffled = list(itertools.permutations(tools))[i % 24]
+    return "\n".join(["Your tools:", *shuffled, STATIC, f"ask {'why ' * i}"])
+
+
+def sorted_tools(i: int) -> str:
+    head, *tools, ask = shuffled_tools(i).split("\n")
+    return "\n".join([head, *sorted(tools[:4]), *tools[4:], ask])
+
+
+@pytest.mark.parametrize(("now", "rewritten"), [(clocks_first, clocks_last), (shuffled_tools, sorted_tools)])
+def test_the_promised_hit_rate_comes_true_when_prompts_are_rewritten(
+    now: Callable[[int], str], rewritten: Callable[[int], str]
+):
+    def hit_rates(prompt: Callable[[int], str]) -> Report:
+        tree = PrefixTree(Cutter(ByteCounter()))
+        for line in range(1, 41):
+            tree.add(Request(line, (Turn("prompt", prompt(line)),), None, None))
+        return report(tree.tally, file="x", counted_with="bytes")
+
+    before, after = hit_rates(now), hit_rates(rewritten)
+    assert before.hit_rate_after > before.hit_rate + 0.2
+    assert after.hit_rate == pytest.approx(before.hit_rate_after, abs=0.03)
+    assert not after.findings
+
+
+@pytest.mark.parametrize("lead", ["", "\n\n", "Text:  "])
+def test_a_long_line_is_shared_up_to_where_it_differs(lead: str):
+    same = " ".join(["word"] * 100)
+    known = tally([f"{lead}{same} {'x' * i} and so on \nend" for i in range(1, 4)])
+    assert known.hit_tokens >= 2 * 3  # three pieces of up to 128 characters
+    assert not known.gains
+
+
+@pytest.mark.parametrize("other", ["a  x", "a\tx", "a\u00a0x", "a x ", " a x", "\na x"])
+def test_other_spaces_are_named_as_the_only_difference(other: str):
+    known = tally(["a x\nb\nc", f"{other}\nb\nc"])
+    assert (known.hit_tokens, sum(known.gains.values())) == (0, 3)
+    assert set(known.sites) == {Site(Cause.WHITESPACE, "", "prompt")}
