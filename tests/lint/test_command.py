@@ -199,3 +199,47 @@ def test_no_control_characters_reach_the_terminal(tmp_path: Path, capsys: pytest
     path.write_text("".join(lines))
     assert main(["lint", str(path)]) == 0
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_progress_goes_to_stderr_until_it_is_told_to_be_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("kvtier.cli.lint._PROGRESS_S", 0.0)
+    path = tmp_path / "many.jsonl"
+    path.write_text('{"prompt": "hello"}\n' * 600)
+    assert main(["lint", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert "kvtier: 85 %, 512 requests" in err
+    assert "kvtier: " not in out
+    assert main(["lint", str(path), "--quiet"]) == 0
+    assert not capsys.readouterr().err
+
+
+def test_tenants_and_the_span_of_time_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "prompts.jsonl"
+    records = ({"prompt": RULES, "tenant": f"t{i % 2}", "timestamp": 1_772_442_000 + 3600 * i} for i in range(4))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert main(["lint", str(path)]) == 0
+    assert "4 requests" in (shared := capsys.readouterr().out)
+    assert "2 tenants, 3.0 hours" in shared
+    assert "nothing found" in shared
+    assert main(["lint", str(path), "--json"]) == 0
+    together = json.loads(capsys.readouterr().out)
+    assert main(["lint", str(path), "--json", "--isolate-tenants"]) == 0
+    apart = json.loads(capsys.readouterr().out)
+    assert (together["hit_rate"], apart["hit_rate"]) == (0.75, 0.5)
+
+
+@pytest.mark.parametrize("arguments", [["--min-share", "2"], ["--min-share", "x"], ["--min-tokens", "0"]])
+def test_a_limit_that_makes_no_sense_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        main(["lint", "x", *arguments])
+    assert "expected a" in capsys.readouterr().err
+
+
+def test_json_in_changing_order_is_named_with_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "prompts.jsonl"
+    orders = ('{"a": 1, "b": 2, "c": 3}', '{"b": 2, "a": 1, "c": 3}', '{"c": 3, "a": 1, "b": 2}')
+    path.write_text("".join(json.dumps({"prompt": f"Settings: {order}\n{RULES}"}) + "\n" for order in orders))
+    assert main(["lint", str(path)]) == 0
+    assert 'write JSON with sorted keys in "Settings: ..."' in capsys.readouterr().out

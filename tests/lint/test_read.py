@@ -127,3 +127,22 @@ def test_turns_of_common_templates_are_found(prompt: str):
 
 def test_text_without_markers_is_one_turn():
     assert of_prompt("User: name\nrules") == (Turn("prompt", "User: name\nrules"),)
+
+
+def test_instruction_markers_alternate_between_user_and_assistant():
+    found = of_prompt("<s>[INST] ask [/INST] answer</s>[INST] more [/INST]")
+    assert [turn.role for turn in found] == ["user", "assistant", "user", "assistant"]
+
+
+def test_text_before_the_first_marker_is_the_system_prompt():
+    assert [turn.role for turn in of_prompt("rules\n<|im_start|>user\nask<|im_end|>\n")] == ["system", "user"]
+
+
+def test_tool_calls_are_part_of_their_message():
+    messages = [{"role": "assistant", "content": None, "tool_calls": [{"id": "call_1"}]}]
+    assert "call_1" in turns({"messages": messages})[0].text
+
+
+def test_other_parts_of_a_message_are_kept_as_they_are():
+    messages = [{"role": "user", "content": ["plain", {"type": "input_audio", "input_audio": {"data": "x"}}]}]
+    assert turns({"messages": messages})[0].text.startswith('plain\n{"type": "input_audio"')
