@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import time
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from kvtier.errors import ConfigError, KvtierError, StoreError
 from kvtier.machine import DiskSpace
 from kvtier.observe.hitlog import HitLog
 from kvtier.observe.rate import PrefillRate
+from kvtier.observe.recorder import TraceRecorder
 from kvtier.policy.gate import LoadGate
 from kvtier.policy.slru import Slru
 from kvtier.prior import Prior
@@ -45,6 +47,7 @@ class Kvtier:
         self.cache = cache
         self.prefill_rate = prefill_rate
         self.last_engine_call_s = time.monotonic()
+        self.recorder: TraceRecorder | None = None
         self._epoch = epoch
         self._namespace = namespace
         self._on_stop: list[Callable[[], None]] = []
@@ -130,6 +133,10 @@ def build(
         )
         kvtier = Kvtier(cache, epoch, namespace, PrefillRate())
 
+    kvtier.recorder = _open_recorder(config, geometry, report)
+    if kvtier.recorder is not None:
+        kvtier._on_stop.append(kvtier.recorder.close)  # noqa: SLF001 - this module is the class's constructor
+
     log = HitLog(
         lambda: kvtier.cache.snapshot(kvtier.prefill_rate.tokens_per_s),
         every_s=config.log.every_s,
@@ -139,6 +146,22 @@ def build(
     log.start()
     kvtier._on_stop.append(log.stop)  # noqa: SLF001 - as above
     return kvtier
+
+
+def _open_recorder(config: Config, geometry: Geometry, report: Callable[[str], None]) -> TraceRecorder | None:
+    """The trace that the configuration asks for. Its salt lives as long as the engine: nobody can undo the hashes."""
+    if config.trace.record is None:
+        return None
+    try:
+        return TraceRecorder(
+            config.trace.record,
+            geometry.tokens_per_chunk,
+            salt=secrets.token_bytes(32),
+            max_bytes=config.trace.capacity_bytes,
+        )
+    except KvtierError as error:
+        report(f"no trace is recorded: {error}")
+        return None
 
 
 def _with_disk(

@@ -155,6 +155,32 @@ class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return self.every.seconds
 
 
+class Trace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is recorded for `kvtier replay`."""
+
+    record: Annotated[
+        Path | None,
+        _key(
+            "File to which each request's arrival, length and salted chunk hashes are appended, no content; "
+            "`kvtier replay` reads it. A relative path starts at the YAML file's folder.",
+            "a file or off",
+            default="off",
+        ),
+    ] = None
+    capacity: Annotated[Size, _key("Bytes the file may take; full, it records no more.", "bytes with a unit")] = Size(
+        "1GiB"
+    )
+
+    def __post_init__(self) -> None:
+        if self.capacity.n_bytes is None:
+            raise ConfigError(f"`trace.capacity` is {str(self.capacity)!r}: expected bytes with a unit")
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes the file may take."""
+        return self.capacity.n_bytes or 0
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole configuration. `Config()` is what an empty file means."""
 
@@ -167,6 +193,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     chunk: Chunk = msgspec.field(default_factory=Chunk)
     offload: Offload = msgspec.field(default_factory=Offload)
     log: Log = msgspec.field(default_factory=Log)
+    trace: Trace = msgspec.field(default_factory=Trace)
 
     def to_tree(self) -> dict[str, object]:
         """A dict of dicts and plain scalars that `parse` turns into an equal Config, in any process, through JSON."""
@@ -191,6 +218,7 @@ _SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
     "chunk": Chunk,
     "offload": Offload,
     "log": Log,
+    "trace": Trace,
 }
 
 
@@ -254,6 +282,9 @@ def _plain(tree: Mapping[str, object]) -> dict[str, Any]:
     chunk = plain.get("chunk")
     if isinstance(chunk, dict) and chunk.get("tokens") == "auto":
         chunk["tokens"] = None
+    trace = plain.get("trace")
+    if isinstance(trace, dict) and (trace.get("record") is False or trace.get("record") == "off"):
+        trace["record"] = None
     return plain
 
 

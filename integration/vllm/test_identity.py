@@ -1,6 +1,9 @@
 """Output with kvtier equals output without it, whichever tier the prefix came from."""
 
+import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +201,17 @@ def test_without_any_configuration_the_tiers_are_sized_from_the_machine(tiny: Pa
         engine.generate([question])
         assert ask(engine, [question])[0].cached >= len(question) // 256 * 256
         wait_for_frames(tmp_path / "kvtier", len(question) // 256)
+
+
+def test_a_recorded_trace_replays_to_the_prefixes_that_were_asked(tiny: Path, tmp_path: Path) -> None:
+    question = prompts(1)[0]
+    trace = tmp_path / "trace.jsonl"
+    with Engine(tiny, tmp_path / "log", kvtier={**tree(None), "trace": {"record": str(trace)}}, **TINY) as engine:
+        engine.generate([question])
+        engine.generate([question[: 3 * CHUNK] + prompts(1, seed=9)[0]])
+        engine.generate([question])
+    replay = [str(Path(sys.executable).parent / "kvtier"), "replay", str(trace), "--host", "100", "--json"]
+    report = json.loads(subprocess.run(replay, capture_output=True, text=True, check=True).stdout)
+    assert (report["requests"], report["tokens_per_block"]) == (3, CHUNK)
+    assert max(row["hit_blocks"] for row in report["rows"]) == 3 + N_CHUNKS
+    assert trace.stat().st_mode & 0o777 == 0o600

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -39,7 +40,8 @@ class TraceRecorder:
         self._wake = threading.Event()
         self._closing = False
         try:
-            self._file: BinaryIO = path.open("ab", buffering=0)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._file: BinaryIO = os.fdopen(fd, "ab", buffering=0)
         except OSError as error:
             raise ConfigError(
                 f"`trace.record`: {path} cannot be written: {error.strerror}: name another file"

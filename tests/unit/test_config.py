@@ -91,6 +91,7 @@ def test_the_defaults_are_these(home):
         "chunk": {"tokens": "auto"},
         "offload": {"generated": True},
         "log": {"every": "10s", "json": False},
+        "trace": {"record": None, "capacity": "1GiB"},
     }
 
 
@@ -102,6 +103,23 @@ def test_off_and_null_switch_the_disk_tier_off(yaml_file, text):
 @pytest.mark.parametrize("value", ["off", "0", "'0'", "0s", "no"])
 def test_the_log_line_can_be_switched_off(yaml_file, value):
     assert load(yaml_file(f"log: {{every: {value}}}")).log.every_s == 0.0
+
+
+def test_a_trace_is_recorded_beside_the_file_that_asks_for_it(yaml_file):
+    path = yaml_file("trace: {record: requests.jsonl, capacity: 5MB}")
+    trace = load(path).trace
+    assert (trace.record, trace.capacity_bytes) == (path.parent / "requests.jsonl", 5_000_000)
+
+
+@pytest.mark.parametrize("value", ["off", "null", "no"])
+def test_recording_can_be_switched_off(yaml_file, value):
+    assert load(yaml_file(f"trace: {{record: {value}}}")).trace.record is None
+
+
+@pytest.mark.parametrize("value", ["auto", "10%"])
+def test_the_bound_of_a_trace_is_in_bytes(yaml_file, value):
+    with pytest.raises(ConfigError, match=r"trace\.capacity"):
+        load(yaml_file(f"trace: {{capacity: {value}}}"))
 
 
 def test_auto_is_the_same_as_leaving_chunk_tokens_out():
@@ -156,9 +174,9 @@ def test_a_configuration_cannot_be_changed_in_place():
         ("hots: {}", "kvtier.yaml: unknown key `hots`; did you mean `host`?"),
         ("capacity: 1GiB", "kvtier.yaml: unknown key `capacity`; did you mean `host.capacity`?"),
         ("host: {tokens: 16}", "kvtier.yaml: unknown key `host.tokens`; did you mean `chunk.tokens`?"),
-        ("zstd: 3", "kvtier.yaml: unknown key `zstd`; at the top may be: version, host, disk, chunk, offload, log"),
+        ("zstd: 3", "kvtier.yaml: unknown key `zstd`; at the top may be: version, host, disk, chunk, offload, log, trace"),
         ("log: {zstd: 3}", "kvtier.yaml: unknown key `log.zstd`; there may be: every, json"),
-        ("3: 3", "kvtier.yaml: unknown key `3`; at the top may be: version, host, disk, chunk, offload, log"),
+        ("3: 3", "kvtier.yaml: unknown key `3`; at the top may be: version, host, disk, chunk, offload, log, trace"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_valid_one(yaml_file, text, message):

@@ -98,7 +98,11 @@ class KVTierConnector(OffloadingConnector):
         if status is not None:
             external = self.scheduler.get_external_cache_hit_sources(request, num_external_tokens)
             self.manager.count_request(
-                request.request_id, request.num_tokens, status.num_locally_computed_tokens, external
+                request.request_id,
+                request.num_tokens,
+                status.num_locally_computed_tokens,
+                external,
+                status.group_states[0].offload_keys,
             )
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Any:

@@ -225,12 +225,16 @@ class KVTierManager(OffloadingManager):
         return True
 
     @_fenced(lambda: None)
-    def count_request(self, req_id: str, asked: int, device: int, external: dict[Any, int]) -> None:
-        """A looked-up request was admitted; `external` are its tokens by CacheHitSource."""
+    def count_request(
+        self, req_id: str, asked: int, device: int, external: dict[Any, int], keys: Collection[bytes]
+    ) -> None:
+        """A looked-up request was admitted; `external` are its tokens by CacheHitSource, `keys` its whole chunks."""
         request = self._requests.get(req_id)
         if request is None or not request.walked:
             return
         request.walked = False
+        if self._kvtier.recorder is not None:
+            self._kvtier.recorder.record(time.time(), asked, self._keys(request, keys))
         disk = external.get(CacheHitSource.DISK, 0)
         self._cache.count_request(request.chain, asked, device, sum(external.values()) - disk, disk)
 
