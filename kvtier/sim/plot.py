@@ -40,8 +40,9 @@ def plot(result: Result, name: str, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for label, points in lines_of(result).items():
-        style = {"color": "black", "linestyle": "--"} if label == OPTIMAL else {}
-        axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=label, **style)
+        (line,) = axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=label)
+        if label == OPTIMAL:
+            line.set(color="black", linestyle="--")
     axes.axhline(result.unbounded.block_hit_rate, color="gray", linestyle=":", label=UNBOUNDED)
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)

@@ -174,7 +174,10 @@ def test_a_configuration_cannot_be_changed_in_place():
         ("hots: {}", "kvtier.yaml: unknown key `hots`; did you mean `host`?"),
         ("capacity: 1GiB", "kvtier.yaml: unknown key `capacity`; did you mean `host.capacity`?"),
         ("host: {tokens: 16}", "kvtier.yaml: unknown key `host.tokens`; did you mean `chunk.tokens`?"),
-        ("zstd: 3", "kvtier.yaml: unknown key `zstd`; at the top may be: version, host, disk, chunk, offload, log, trace"),
+        (
+            "zstd: 3",
+            "kvtier.yaml: unknown key `zstd`; at the top may be: version, host, disk, chunk, offload, log, trace",
+        ),
         ("log: {zstd: 3}", "kvtier.yaml: unknown key `log.zstd`; there may be: every, json"),
         ("3: 3", "kvtier.yaml: unknown key `3`; at the top may be: version, host, disk, chunk, offload, log, trace"),
     ],
