@@ -94,6 +94,12 @@ class KVTierConnector(OffloadingConnector):
     def update_state_after_alloc(self, request: Request, blocks: Any, num_external_tokens: int) -> None:
         """As vLLM's; the request is admitted, so its hits and misses count now."""
         super().update_state_after_alloc(request, blocks, num_external_tokens)
+        try:
+            self._count(request, num_external_tokens)
+        except Exception:  # noqa: BLE001 - what is only counted must not end the engine
+            self.manager.note_engine_error("counting a request")
+
+    def _count(self, request: Request, num_external_tokens: int) -> None:
         status = self.scheduler._req_status.get(request.request_id)  # noqa: SLF001
         if status is not None:
             external = self.scheduler.get_external_cache_hit_sources(request, num_external_tokens)
