@@ -41,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--host", default="1k,3k,10k,30k,100k", metavar="SIZES", help=sizes)
     parser.add_argument("--disk", default="0", metavar="SIZES", help="the same for disk, or 10x: ten times the host")
     policies = f"eviction: {FORMS}; two with a slash are host's and disk's; several with commas"
-    parser.add_argument("--policy", default=f"lru,{DEFAULT}", metavar="NAMES", help=policies)
+    parser.add_argument("--policy", default=f"lru,{DEFAULT}", metavar="NAMES", help=policies.replace("%", "%%"))
     parser.add_argument(
         "--partial-tail",
         choices=("auto", "keep", "skip"),
