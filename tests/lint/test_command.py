@@ -148,7 +148,7 @@ def test_a_broken_tokenizer_is_named(prompts: Path, tmp_path: Path, capsys: pyte
     assert "not a tokenizer" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not (TOKENIZER / "tokenizer.json").exists(), reason="needs the demo model: make model")
+@pytest.mark.skipif(not (TOKENIZER / "tokenizer.json").exists(), reason="needs the demo model: tools/make_model.py")
 def test_tokens_are_those_of_the_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     tokenizers = pytest.importorskip("tokenizers")
     path = tmp_path / "prompts.jsonl"
