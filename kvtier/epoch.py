@@ -7,11 +7,11 @@ begins a new one.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import secrets
 from typing import TYPE_CHECKING
+
+from kvtier.files import replace_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,17 +60,9 @@ class Epoch:
             self._nonce = _nonce()
             return
         tree = {"epoch": self._number, "pristine": pristine, "namespace": dict(self._namespace.fields)}
-        temporary = self._file.with_suffix(".tmp")
         try:
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(fd, "w") as out:
-                json.dump(tree, out, indent=1, sort_keys=True)
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(self._file)
+            replace_file(self._file, json.dumps(tree, indent=1, sort_keys=True).encode())
         except OSError:
             self.persistent = False
             self._nonce = _nonce()

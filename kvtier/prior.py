@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from typing import TYPE_CHECKING
+
+from kvtier.files import replace_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,11 +40,6 @@ class Prior:
         """Write it if it has changed enough to matter. Never raises OSError."""
         if value <= 0 or 1 / WORTH_WRITING < value / (self._written or math.inf) < WORTH_WRITING:
             return
-        temporary = self._file.with_name(f"{self._file.name}.tmp")
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(fd, "w") as out:
-                out.write(f"{value:.1f}\n")
-            temporary.replace(self._file)
+            replace_file(self._file, f"{value:.1f}\n".encode())
             self._written = value

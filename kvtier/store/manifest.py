@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvtier.errors import ConfigError, StoreError
-from kvtier.store.private import replace_file
+from kvtier.files import replace_file
 
 DIRECTORY_FORMAT = 1
 """Of the directory: names, manifest, databases of a shard. An older build refuses a newer one."""

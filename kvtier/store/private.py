@@ -64,29 +64,6 @@ def keep_private(path: Path) -> None:
         path.chmod(0o600)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Give `path` new content, all of it or none, also over a power loss."""
-    draft = path.with_name(path.name + ".new")
-    draft.unlink(missing_ok=True)
-    fd = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, content)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    draft.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make names created or removed in `path` survive a power loss."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 class DirectoryLock:
     """Who may use a directory: many share it, or one alone rearranges it. Ends with the process, however that ends.
 

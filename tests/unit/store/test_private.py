@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import StoreError
-from kvtier.store.private import DirectoryLock, create_file, keep_private, replace_file, secure_directory
+from kvtier.files import replace_file
+from kvtier.store.private import DirectoryLock, create_file, keep_private, secure_directory
 
 OURS = re.compile(r"ours-.*")
 
