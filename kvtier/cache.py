@@ -7,9 +7,9 @@ Transfer threads take work (next_spills, place) and report back (promoted, spill
 from __future__ import annotations
 
 import threading
-from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvtier.backlog import CLEAN_SHARE, Backlog
 from kvtier.observe.stats import Gauges, Stats
 from kvtier.residency import Chain, Placement, Promises, Promotion, Resident, State
 from kvtier.types import Lookup, Miss, Source
@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 
 PINNED_SHARE = 0.875
 """Promotions may not pin more of the host pool than this: the rest keeps taking stores."""
-
-CLEAN_SHARE = 0.125
-"""Share of the host pool that is kept free or clean at the cold end, so that an eviction never has to wait."""
-
-MAX_SPILL_SCAN = 512
-"""Residents the spiller looks at per call; bounds the time the lock is held to about 0.3 ms."""
 
 MAX_WAIT_S = 10.0
 """A request that has waited so long for its promotions goes on without them."""
@@ -78,9 +72,8 @@ class TieredCache:
         """Orchestrate `host` and `disk`.
 
         `clock` gives seconds, any origin. `submit_promotion`, `wake_spiller` and `delete_frame` hand work to transfer
-        threads; they are called under the lock and must not block. Without `write_behind_after_s` only cold ends spill.
-        `clean_share` is the reserve that covers what spills take; where they take no time, one slot will do. Unless
-        `ready_for_restart`, the disk copy of what host RAM keeps serving grows cold and makes room for something else.
+        threads; they are called under the lock and must not block. `write_behind_after_s` and `clean_share` are as in
+        Backlog. Unless `ready_for_restart`, the disk copy of what host RAM keeps serving grows cold and makes room.
         Without `gate` whatever is on disk is loaded.
         """
         self.stats = Stats()
@@ -92,17 +85,15 @@ class TieredCache:
         self._submit_promotion = submit_promotion
         self._wake_spiller = wake_spiller
         self._delete_frame = delete_frame
-        self._write_behind_after_s = write_behind_after_s
         self._gate = gate
         self._lock = threading.Lock()
         self._promises = Promises(host.release)
-        self._dirty: dict[ChunkKey, Resident] = {}  # oldest first
+        self._backlog = Backlog(host, write_behind_after_s=write_behind_after_s, clean_share=clean_share)
         self._quarantine: list[tuple[int, Resident]] = []
         self._step = 0
         self._n_promoting = 0
         self._reads_hang = False  # from when a request gave up waiting until a promotion ends again
         self._max_promised = int(host.n_slots * PINNED_SHARE)
-        self._min_clean = max(1, int(host.n_slots * clean_share))
         self._ready_for_restart = ready_for_restart
 
     # ---- scheduler thread -------------------------------------------------------------------------------------------
@@ -187,7 +178,7 @@ class TieredCache:
                     resident.spoilt = True
                     self._promises.break_off(resident)
                     self._promises.blame(key, Miss.LOAD_FAILED)
-                    self._clean(resident)
+                    self._backlog.remove(resident)
                     self._forget_disk(key)
                 if resident.spoilt and not resident.onloads:  # until then it stands for the other copies from its slot
                     self._forget_host(resident)
@@ -226,9 +217,8 @@ class TieredCache:
                 if self.disk is not None:
                     frame = self.disk.get(key)
                     if frame is None or not frame.ready:  # not ready: left by a reader of a chunk dropped meanwhile
-                        resident.dirty = True
-                        self._dirty[key] = resident
-            if self._dirty:
+                        self._backlog.add(resident)
+            if self._backlog:
                 self._wake_spiller()
 
     def close_chain(self, chain: Chain) -> None:
@@ -264,7 +254,7 @@ class TieredCache:
                     # The engine's copies are still under way and nobody will say when they end.
                     self._quarantine.append((self._step + QUARANTINE_STEPS, resident))
                 self.host.drop(resident.key)
-            self._dirty.clear()
+            self._backlog.clear()
             if self.disk is not None:
                 self.disk.set_family(family)
 
@@ -309,24 +299,12 @@ class TieredCache:
                 self._forget_disk(resident.key)
 
     def next_spills(self, max_chunks: int, *, idle: bool) -> list[Resident]:
-        """Dirty chunks to write now, pinned until `spilled`: first the cold end, then what has rested long enough.
-
-        A busy engine's chunks rest ten times as long: idle time is cheaper.
-        """
-        if self.disk is None or not self.disk_writable or not self._dirty:
+        """Dirty chunks to write now, pinned until `spilled`; see Backlog for which."""
+        if self.disk is None or not self.disk_writable or not self._backlog:
             return []
         now = self._clock()
         with self._lock:
-            chosen = self._cold_dirty(max_chunks)
-            if self._write_behind_after_s is not None:
-                due = now - self._write_behind_after_s * (1 if idle else 10)
-                for resident in self._dirty.values():
-                    if len(chosen) >= max_chunks or resident.since_s > due:
-                        break
-                    if not resident.spilling:
-                        resident.spilling = True
-                        chosen.append(resident)
-            return chosen
+            return self._backlog.next(max_chunks, now, idle=idle)
 
     def place(self, key: ChunkKey, n_bytes: int) -> Placement | None:
         """Room on disk for the sealed frame of a spill; the evicted are to be deleted before or with the write."""
@@ -350,7 +328,7 @@ class TieredCache:
                 self.disk.committed(frame)
                 if resident.detached or resident.spoilt:  # dropped meanwhile: what came to disk after that goes too
                     self._forget_disk(resident.key)
-                self._clean(resident)
+                self._backlog.remove(resident)
             else:
                 self.stats.spill_failed_chunks += 1
                 resident.spill_failures += 1
@@ -359,12 +337,12 @@ class TieredCache:
                     if full:
                         self.disk.shard_full(placement.frame.shard)
                 if resident.spill_failures >= MAX_SPILL_FAILURES:
-                    self._clean(resident)
+                    self._backlog.remove(resident)
             self.host.release(resident)
 
     def n_dirty(self) -> int:
         """Chunks in host that are not on disk."""
-        return len(self._dirty)
+        return len(self._backlog)
 
     def snapshot(self, prefill_tokens_per_s: float) -> tuple[Stats, Gauges]:
         """Totals and state of one instant; called by whoever prints them, any thread."""
@@ -377,7 +355,7 @@ class TieredCache:
                 disk_capacity_bytes=disk.capacity_bytes if disk is not None else 0,
                 disk_raw_bytes=len(disk) * self.host.chunk_bytes if disk is not None else 0,
                 disk_stored_bytes=disk.frame_bytes if disk is not None else 0,
-                spill_backlog=len(self._dirty),
+                spill_backlog=len(self._backlog),
                 promote_backlog=self._n_promoting,
                 prefill_tokens_per_s=prefill_tokens_per_s,
                 disk_on=disk is not None and self.disk_readable,
@@ -390,11 +368,10 @@ class TieredCache:
             if self.disk is not None:
                 self.disk.check()
             self._promises.check(self.host.residents())
+            self._backlog.check()
             for resident in self.host.residents():
-                assert resident.dirty == (self._dirty.get(resident.key) is resident)
                 frame = self.disk.get(resident.key) if self.disk is not None else None
                 assert not resident.dirty or (resident.state is State.READY and (frame is None or not frame.ready))
-            assert all(not resident.detached for resident in self._dirty.values())
             assert self._n_promoting >= 0
 
     # ---- under the lock ---------------------------------------------------------------------------------------------
@@ -455,7 +432,7 @@ class TieredCache:
         for victim in self.host.choose_victims(n_slots - self.host.n_free, chain.used, max_scan):
             self.stats.host_evicted_chunks += 1
             self.stats.host_dropped_chunks += victim.dirty
-            self._clean(victim)
+            self._backlog.remove(victim)
             self.host.evict(victim)
         return self.host.n_free >= n_slots
 
@@ -467,14 +444,9 @@ class TieredCache:
                 (policy.refresh if key in chain.used else policy.touch)(key)
         chain.used.update(dict.fromkeys(keys))
 
-    def _clean(self, resident: Resident) -> None:
-        resident.dirty = False
-        if self._dirty.get(resident.key) is resident:
-            del self._dirty[resident.key]
-
     def _forget_host(self, resident: Resident, failure: Miss | None = None) -> None:
         self._promises.break_off(resident, failure)
-        self._clean(resident)
+        self._backlog.remove(resident)
         if not resident.detached:
             self.host.drop(resident.key)
 
@@ -484,16 +456,3 @@ class TieredCache:
         if self.disk is not None and frame is not None and frame.ready:
             self.disk.drop(key)
             self._delete_frame(frame.shard, key)
-
-    def _cold_dirty(self, max_chunks: int) -> list[Resident]:
-        """The coldest dirty chunks, until `_min_clean` slots are free or clean at the cold end."""
-        chosen: list[Resident] = []
-        lacking = self._min_clean - self.host.n_free
-        for resident in islice(self.host.coldest(), MAX_SPILL_SCAN):
-            if lacking <= 0 or len(chosen) >= max_chunks:
-                break
-            if resident.dirty and not resident.spilling:
-                resident.spilling = True
-                chosen.append(resident)
-            lacking -= resident.spilling or not resident.pinned
-        return chosen

@@ -6,7 +6,8 @@ slots need to be kept clean in advance, and nothing on disk serves a restart onl
 
 from __future__ import annotations
 
-from kvtier.cache import CLEAN_SHARE, TieredCache
+from kvtier.backlog import CLEAN_SHARE
+from kvtier.cache import TieredCache
 from kvtier.keys import FAMILY_BYTES
 from kvtier.policy.slru import Slru
 from kvtier.residency import Chain, Promotion

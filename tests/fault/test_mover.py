@@ -86,7 +86,7 @@ def test_what_was_written_is_synced_now_and_then_and_at_the_end():
 
 def test_a_busy_engine_makes_chunks_rest_longer():
     rig = Rig(MemoryStore(1, 40 * FRAME_BYTES))
-    rig.cache._write_behind_after_s = 1.0
+    rig.cache._backlog._write_behind_after_s = 1.0
     rig.mover._last_engine_call = rig.clock  # a call right now, whenever it is asked
     rig.request("a")
     rig.clock.now += 9.0
