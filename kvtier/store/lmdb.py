@@ -88,8 +88,9 @@ class LmdbStore:
         """Open the store at `path`, creating, growing or shrinking it to `capacity_bytes` if nobody else has it open.
 
         Shards are one to two times `shard_map_bytes` long, as makes the most of the capacity, and longer when that
-        would take more than 256. When the machine was restarted since the last use, power may have been lost, and every
-        shard's structure is walked first (60 ms per GiB); `inspect` does so in any case. Damaged shards are set aside.
+        would take more than 256. The structure of shards is walked first (60 ms per GiB), as far as `INSPECT_S` goes;
+        of every shard if the machine was restarted since the last use, because power may have been lost, or if
+        `inspect` asks for it. Damaged shards are set aside.
         Blocks for up to 30 s while another process opens the same directory.
 
         Raises ConfigError for a capacity below 16 MiB. Raises StoreError when the directory cannot be used: a symlink,

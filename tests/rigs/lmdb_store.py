@@ -61,12 +61,15 @@ def fill_both(folder: Path) -> None:
 
 def break_tree(shard: Path) -> None:
     """Zero the root page of the index, as when it never reached the disk."""
-    with lmdb.open(os.fspath(shard), subdir=False, max_dbs=2) as env, env.begin() as txn:
-        psize = env.stat()["psize"]
-        root = int.from_bytes(txn.get(b"index")[40:48], sys.byteorder)
     with shard.open("r+b") as file:
-        file.seek(root * psize)
-        file.write(bytes(psize))
+        file.seek(index_root(shard))
+        file.write(bytes(4096))
+
+
+def index_root(shard: Path) -> int:
+    """Where in the file the root page of the index lies."""
+    with lmdb.open(os.fspath(shard), subdir=False, max_dbs=2) as env, env.begin() as txn:
+        return int.from_bytes(txn.get(b"index")[40:48], sys.byteorder) * int(env.stat()["psize"])
 
 
 def pretend_reboot(folder: Path) -> None:

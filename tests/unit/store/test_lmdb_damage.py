@@ -7,9 +7,10 @@ import lmdb
 import pytest
 
 from kvtier.errors import StoreError
+from kvtier.store import directory
 from kvtier.store.lmdb import LmdbStore
 from kvtier.testing.contracts import frame_of, key_of, put, read
-from tests.rigs.lmdb_store import MIB, break_tree, file_bytes, fill_both, open_store, pretend_reboot, run
+from tests.rigs.lmdb_store import MIB, break_tree, file_bytes, fill_both, index_root, open_store, pretend_reboot, run
 
 
 def test_a_full_disk_is_an_error_that_loses_nothing_and_heals(folder: Path) -> None:
@@ -135,7 +136,19 @@ def test_removing_a_set_aside_file_gives_its_bytes_back(folder: Path) -> None:
     store.close()
 
 
-def test_after_a_reboot_a_shard_with_a_broken_tree_is_set_aside(folder: Path) -> None:
+def test_a_start_finds_a_broken_tree_and_sets_its_shard_aside(folder: Path) -> None:
+    fill_both(folder)
+    break_tree(folder / "shard-0000.lmdb")
+    store = open_store(folder)
+    assert "set aside" in store.notices[0]
+    assert {record.shard for record in store.scan()} == {1}
+    store.close()
+
+
+def test_after_a_reboot_every_shard_is_walked_however_long_it_takes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "INSPECT_S", 0.0)
     fill_both(folder)
     break_tree(folder / "shard-0000.lmdb")
     pretend_reboot(folder)
@@ -154,7 +167,8 @@ def test_after_a_reboot_whole_shards_are_kept(folder: Path) -> None:
     store.close()
 
 
-def test_inspection_can_be_asked_for(folder: Path) -> None:
+def test_inspection_of_every_shard_can_be_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "INSPECT_S", 0.0)
     fill_both(folder)
     break_tree(folder / "shard-0001.lmdb")
     store = LmdbStore.open(folder, 40 * MIB, shard_map_bytes=20 * MIB, inspect=True)
@@ -242,8 +256,10 @@ def test_a_shard_without_its_databases_is_set_aside(folder: Path) -> None:
 
 def test_a_tree_found_broken_while_running_is_a_store_error(folder: Path) -> None:
     fill_both(folder)
-    break_tree(folder / "shard-0000.lmdb")
     code = """
+    with (folder / "shard-0000.lmdb").open("r+b") as file:
+        file.seek(int(sys.argv[2]))
+        file.write(bytes(4096))
     calls = [lambda: list(store.scan()), lambda: read(store, 0, key_of(1)), lambda: put(store, 0, {key_of(1): b"x"})]
     for call in calls:
         try:
@@ -253,5 +269,5 @@ def test_a_tree_found_broken_while_running_is_a_store_error(folder: Path) -> Non
             print(type(error).__name__)
     assert read(store, 1, key_of(1)) == frame_of(1, 5000)
     """
-    result = run(code, folder)
+    result = run(code, folder, index_root(folder / "shard-0000.lmdb"))
     assert (result.returncode, result.stdout) == (0, "StoreError\n" * 3), result.stderr
