@@ -1,8 +1,9 @@
 """Namespace: everything that shapes the bytes of a chunk, digested into the head of its key.
 
-A key is 8 bytes of family digest, 8 bytes of adapter digest (zeros for the base model), then the engine's chained chunk
-hash. The family covers model, weights, dtype, layout, parallel shape, hash algorithm, format version and epoch; the
-adapter part covers a LoRA adapter's own weights, which engines hash by name only.
+A key is 8 bytes of family digest, 8 bytes of adapter digest (zeros for the base model), 8 bytes of tenant digest (zeros
+without a `cache_salt`), then the engine's chained chunk hash. The family covers model, weights, dtype, layout, parallel
+shape, hash algorithm, format version and epoch; the adapter part covers a LoRA adapter's own weights, which engines
+hash by name only; the tenant part repeats what the engine's hash covers already, so that a tenant's chunks can be purged.
 """
 
 from __future__ import annotations
@@ -17,8 +18,13 @@ from kvtier.types import NAMESPACE_BYTES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kvtier.types import ChunkKey
+
 FAMILY_BYTES = 8
-NO_ADAPTER = bytes(NAMESPACE_BYTES - FAMILY_BYTES)
+ADAPTER_BYTES = 8
+TENANT_BYTES = NAMESPACE_BYTES - FAMILY_BYTES - ADAPTER_BYTES
+NO_ADAPTER = bytes(ADAPTER_BYTES)
+NO_TENANT = bytes(TENANT_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,4 +48,14 @@ class Namespace:
 
 def adapter_digest(fingerprint: bytes) -> bytes:
     """The adapter part of the keys of requests that use the adapter with this fingerprint."""
-    return hashlib.blake2b(fingerprint, digest_size=NAMESPACE_BYTES - FAMILY_BYTES).digest()
+    return hashlib.blake2b(fingerprint, digest_size=ADAPTER_BYTES).digest()
+
+
+def tenant_digest(salt: str) -> bytes:
+    """The tenant part of the keys of requests with this `cache_salt`. Whoever guesses a salt can tell its chunks."""
+    return hashlib.blake2b(salt.encode(), digest_size=TENANT_BYTES, person=b"kvtier-tenant").digest()
+
+
+def tenant_of(key: ChunkKey) -> bytes:
+    """The tenant part of a key."""
+    return key[FAMILY_BYTES + ADAPTER_BYTES : NAMESPACE_BYTES]

@@ -13,7 +13,7 @@ Two chunks have equal keys only if they hold the KV of the same token prefix, ma
 layout.
 """
 
-NAMESPACE_BYTES = 16
+NAMESPACE_BYTES = 24
 
 
 def namespace_of(key: ChunkKey) -> bytes:

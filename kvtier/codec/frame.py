@@ -13,7 +13,7 @@ from kvtier.codec.base import Codec
 from kvtier.codec.raw import copy_bytes
 from kvtier.codec.registry import RAW, codec_by_id
 from kvtier.errors import FrameCorruptError, FrameForeignError
-from kvtier.types import NAMESPACE_BYTES, ChunkKey, namespace_of
+from kvtier.types import ChunkKey
 
 FORMAT_VERSION = 1
 """Of the frame layout. A change that an older build cannot read raises it; old frames are then misses."""
@@ -25,6 +25,7 @@ MAGIC = b"KVTF"
 _HEAD = struct.Struct("<4sHBBII16s16s")
 _CHECKSUM_AT = _HEAD.size
 _MAX_RAW_BYTES = 2**32 - 1
+_NAMESPACE_BYTES = 16  # family and adapter; the tenant is in the engine's hash as well, and all of the key in the tag
 # Flags this build can read. To come: a key tag under HMAC, an encrypted payload; what they need follows the header.
 _KNOWN_FLAGS = 0
 
@@ -122,7 +123,7 @@ def open_into(frame: memoryview, out: memoryview, *, key: ChunkKey) -> None:
 
 
 def _padded_namespace(key: ChunkKey) -> bytes:
-    return namespace_of(key).ljust(NAMESPACE_BYTES, b"\0")
+    return key[:_NAMESPACE_BYTES].ljust(_NAMESPACE_BYTES, b"\0")
 
 
 def _key_tag(key: ChunkKey) -> bytes:

@@ -99,4 +99,4 @@ class TierContract:
 
 
 def _key(n: int) -> ChunkKey:
-    return ChunkKey(b"family-8" + bytes(8) + b"chunk-%d" % n)
+    return ChunkKey(b"family-8" + bytes(16) + b"chunk-%d" % n)

@@ -14,7 +14,7 @@ FRAME_BYTES = 10
 
 
 def key(name: str, family: bytes = FAMILY) -> ChunkKey:
-    return ChunkKey(family + bytes(8) + name.encode())
+    return ChunkKey(family + bytes(16) + name.encode())
 
 
 def keys(names: str) -> list[ChunkKey]:

@@ -27,7 +27,7 @@ FRAME_BYTES = frame_bound(CHUNK_BYTES, Raw())
 
 
 def key(name: str) -> ChunkKey:
-    return ChunkKey(b"family-1" + bytes(8) + name.encode())
+    return ChunkKey(b"family-1" + bytes(16) + name.encode())
 
 
 def keys(names: str) -> list[ChunkKey]:

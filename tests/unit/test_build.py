@@ -11,7 +11,7 @@ import pytest
 from kvtier import config as config_module
 from kvtier.build import Kvtier, build
 from kvtier.errors import StoreError
-from kvtier.keys import NO_ADAPTER, Namespace
+from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace
 from kvtier.store.lmdb import LmdbStore
 from kvtier.transfer.mover import Mover
 from kvtier.types import ChunkKey, Geometry, Lookup, Miss, Source
@@ -57,7 +57,7 @@ class Engine:
         started.append(self)
 
     def keys(self, chunks: range) -> list[ChunkKey]:
-        return [ChunkKey(self.kvtier.family + NO_ADAPTER + b"chunk %d" % n) for n in chunks]
+        return [ChunkKey(self.kvtier.family + NO_ADAPTER + NO_TENANT + b"chunk %d" % n) for n in chunks]
 
     def slot(self, number: int) -> memoryview:
         return memoryview(self.pool)[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]

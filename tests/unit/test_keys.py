@@ -1,6 +1,16 @@
 """Namespace digests: what changes them, what does not, and that they stay what they are."""
 
-from kvtier.keys import FAMILY_BYTES, NO_ADAPTER, Namespace, adapter_digest
+from kvtier.keys import (
+    ADAPTER_BYTES,
+    FAMILY_BYTES,
+    NO_ADAPTER,
+    NO_TENANT,
+    TENANT_BYTES,
+    Namespace,
+    adapter_digest,
+    tenant_digest,
+    tenant_of,
+)
 from kvtier.types import NAMESPACE_BYTES, ChunkKey, chunk_hash_of, namespace_of
 
 FIELDS = {"model": "m", "dtype": "bfloat16", "layers": 30, "tp": 1}
@@ -42,16 +52,24 @@ def test_names_outside_ascii_are_digested():
 
 
 def test_adapters_have_digests_of_their_own_and_the_base_model_has_zeros():
-    assert len(adapter_digest(b"x")) == len(NO_ADAPTER) == NAMESPACE_BYTES - FAMILY_BYTES
+    assert len(adapter_digest(b"x")) == len(NO_ADAPTER) == ADAPTER_BYTES
     assert adapter_digest(b"x") != adapter_digest(b"y")
     assert set(NO_ADAPTER) == {0}
 
 
 def test_a_key_is_namespace_then_chunk_hash():
-    head = Namespace(FIELDS).family("0") + adapter_digest(b"x")
+    head = Namespace(FIELDS).family("0") + adapter_digest(b"x") + tenant_digest("salt")
+    assert len(head) == NAMESPACE_BYTES
     key = ChunkKey(head + b"hash")
     assert namespace_of(key) == head
     assert chunk_hash_of(key) == b"hash"
+    assert tenant_of(key) == tenant_digest("salt")
+
+
+def test_tenants_have_digests_of_their_own_and_requests_without_a_salt_have_zeros():
+    assert len(tenant_digest("a")) == len(NO_TENANT) == TENANT_BYTES
+    assert tenant_digest("a") != tenant_digest("b")
+    assert set(NO_TENANT) == {0}
 
 
 def test_digests_are_the_ones_on_disk():
@@ -60,3 +78,4 @@ def test_digests_are_the_ones_on_disk():
     assert Namespace(FIELDS).family("0").hex() == "78075c4292b04655"
     assert Namespace(FIELDS).base() == "885f788334da4548"
     assert adapter_digest(b"x").hex() == "4adf4367f96e584f"
+    assert tenant_digest("x").hex() == "2acbd72ad86cdef1"

@@ -21,7 +21,7 @@ from kvtier.engines.vllm.namespace import adapter_fingerprint
 from kvtier.engines.vllm.scheduler import WholeChunksScheduler
 from kvtier.engines.vllm.spec import ENGINE
 from kvtier.engines.vllm.worker import KVTierConnectorWorker
-from kvtier.keys import adapter_digest
+from kvtier.keys import NO_ADAPTER, NO_TENANT, adapter_digest, tenant_digest
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -79,10 +79,14 @@ class KVTierConnector(OffloadingConnector):
         return manager
 
     def on_new_request(self, request: Request) -> None:
-        """As vLLM's, with the adapter's own weights in the keys: vLLM hashes its name and path only."""
-        lora = request.lora_request
-        if lora is not None:
-            self.manager.use_adapter(request.request_id, self._adapter(lora))
+        """As vLLM's, with the tenant and the adapter's own weights in the keys: vLLM hashes its name and path only."""
+        lora, salt = request.lora_request, request.cache_salt
+        if lora is not None or salt:
+            self.manager.announce(
+                request.request_id,
+                adapter=NO_ADAPTER if lora is None else self._adapter(lora),
+                tenant=tenant_digest(salt) if salt else NO_TENANT,
+            )
         super().on_new_request(request)
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:

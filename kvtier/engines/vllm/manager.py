@@ -26,7 +26,7 @@ from kvtier.engines.vllm.metadata import ImpossibleLoadSpec
 from kvtier.engines.vllm.metrics import to_connector_stats
 from kvtier.engines.vllm.namespace import build_namespace
 from kvtier.engines.vllm.settings import engines_here, settle
-from kvtier.keys import NO_ADAPTER
+from kvtier.keys import FAMILY_BYTES, NO_ADAPTER, NO_TENANT
 from kvtier.observe.stats import Stats
 from kvtier.types import ChunkKey, Geometry, Lookup, Source
 
@@ -61,7 +61,7 @@ def _fenced(on_error: Callable[[], Any]) -> Callable[[Any], Any]:
 
 
 class _Request:
-    """What the manager keeps of one request: its chain and the 16 bytes that its keys begin with."""
+    """What the manager keeps of one request: its chain and the namespace that its keys begin with."""
 
     __slots__ = ("chain", "loading", "prefix", "walked")
 
@@ -80,7 +80,7 @@ class KVTierManager(OffloadingManager):
         self._cache = kvtier.cache
         self._tokens_per_chunk = tokens_per_chunk
         self._requests: dict[str, _Request] = {}
-        self._adapters: dict[str, bytes] = {}  # request id -> adapter digest, from connector to on_new_request
+        self._owners: dict[str, bytes] = {}  # request id -> adapter and tenant, from connector to on_new_request
         self._failed: set[ChunkKey] = set()  # chunks whose copy a worker reported as failed
         self._complained = False
         self._exported = Stats()
@@ -186,7 +186,7 @@ class KVTierManager(OffloadingManager):
         self._failed.clear()
         self._kvtier.reset()
         for request in self._requests.values():
-            request.prefix = self._kvtier.family + request.prefix[-len(NO_ADAPTER) :]
+            request.prefix = self._kvtier.family + request.prefix[FAMILY_BYTES:]
 
     @_fenced(lambda: None)
     def get_stats(self) -> Any:
@@ -206,9 +206,9 @@ class KVTierManager(OffloadingManager):
 
     # ---- the connector's --------------------------------------------------------------------------------------------
 
-    def use_adapter(self, req_id: str, digest: bytes) -> None:
-        """The next request `req_id` uses a LoRA adapter. Before its on_new_request."""
-        self._adapters[req_id] = digest
+    def announce(self, req_id: str, *, adapter: bytes = NO_ADAPTER, tenant: bytes = NO_TENANT) -> None:
+        """The next request `req_id` uses a LoRA adapter, or belongs to a tenant. Before its on_new_request."""
+        self._owners[req_id] = adapter + tenant
 
     @_fenced(lambda: True)
     def begin_walk(self, req_id: str, n_tokens: int) -> bool:
@@ -266,7 +266,7 @@ class KVTierManager(OffloadingManager):
         return req_context.get_state(_Request) or self._open(req_context)
 
     def _open(self, req_context: ReqContext) -> _Request:
-        prefix = self._kvtier.family + self._adapters.pop(req_context.req_id, NO_ADAPTER)
+        prefix = self._kvtier.family + self._owners.pop(req_context.req_id, NO_ADAPTER + NO_TENANT)
         before = self._requests.get(req_context.req_id)
         if before is not None:
             self._cache.close_chain(before.chain)

@@ -17,7 +17,7 @@ from kvtier.codec.frame import (
 from kvtier.codec.registry import codec_for
 from kvtier.errors import FrameCorruptError, FrameError, FrameForeignError
 from kvtier.testing.contracts import frame_of, key_of
-from kvtier.types import ChunkKey, namespace_of
+from kvtier.types import ChunkKey
 
 KEY = key_of(1)
 PLANES = codec_for("bfloat16")
@@ -57,7 +57,7 @@ def test_the_header_says_what_is_inside() -> None:
     assert header.version == FORMAT_VERSION
     assert (header.codec_id, header.flags) == (PLANES.codec_id, 0)
     assert (header.raw_bytes, header.payload_bytes) == (len(CHUNK), len(frame) - HEADER_BYTES)
-    assert header.namespace == namespace_of(KEY)
+    assert header.namespace == KEY[:16]
     assert header.key_tag == xxhash.xxh3_128_digest(KEY)
     assert verify_frame(memoryview(frame)) == header
 
@@ -89,7 +89,7 @@ def test_another_key_of_the_namespace_is_foreign() -> None:
 
 def test_another_namespace_is_foreign_and_both_are_named() -> None:
     other = ChunkKey(b"another-name-16b" + KEY[16:])
-    with pytest.raises(FrameForeignError, match=f"{namespace_of(KEY).hex()}, expected {namespace_of(other).hex()}"):
+    with pytest.raises(FrameForeignError, match=f"{KEY[:16].hex()}, expected {other[:16].hex()}"):
         open_(seal(), key=other)
 
 

@@ -9,7 +9,7 @@ from kvtier.types import ChunkKey, Record
 
 
 def key(n: int, family: bytes = b"family-1") -> ChunkKey:
-    return ChunkKey(family + bytes(8) + b"%d" % n)
+    return ChunkKey(family + bytes(16) + b"%d" % n)
 
 
 def number(k: ChunkKey) -> int:
