@@ -3,7 +3,7 @@
 A key is 8 bytes of family digest, 8 bytes of adapter digest (zeros for the base model), 8 bytes of tenant digest (zeros
 without a `cache_salt`), then the engine's chained chunk hash. The family covers model, weights, dtype, layout, parallel
 shape, hash algorithm, format version and epoch; the adapter part covers a LoRA adapter's own weights, which engines
-hash by name only; the tenant part repeats what the engine's hash covers already, so that a tenant's chunks can be purged.
+hash by name only; the tenant part repeats what the engine's hash covers, so that they can be purged.
 """
 
 from __future__ import annotations

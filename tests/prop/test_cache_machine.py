@@ -102,7 +102,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def keys(self, text: str) -> list[ChunkKey]:
         """Chained: a chunk's key stands for all text up to its end."""
-        return [ChunkKey(self.family + bytes(8) + text[: i + 1].encode()) for i in range(len(text))]
+        return [ChunkKey(self.family + bytes(16) + text[: i + 1].encode()) for i in range(len(text))]
 
     def submitted(self, job: Promotion) -> None:
         self.promotions.append(job)
@@ -205,7 +205,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def ask_for_what_is_only_on_disk(self, pick: int) -> None:
         found = self.only_on_disk()
-        text = found[pick % len(found)][16:].decode()
+        text = found[pick % len(found)][24:].decode()
         self.open_and_walk(text, len(text) - 1)
 
     def only_on_disk(self) -> list[ChunkKey]:

@@ -22,7 +22,7 @@ def keys(names: str) -> list[ChunkKey]:
 
 
 def names(found: list[ChunkKey]) -> str:
-    return "".join(k[16:].decode() for k in found)
+    return "".join(k[24:].decode() for k in found)
 
 
 class Rig:

@@ -36,7 +36,7 @@ def keys(names: str) -> list[ChunkKey]:
 
 def content(k: ChunkKey) -> bytes:
     """What the KV of a chunk is: half noise, half structure, so that it shrinks."""
-    return random.Random(k).randbytes(CHUNK_BYTES // 2) + k[16:].ljust(CHUNK_BYTES // 2, b"\x3f")
+    return random.Random(k).randbytes(CHUNK_BYTES // 2) + k[24:].ljust(CHUNK_BYTES // 2, b"\x3f")
 
 
 class Clock:
@@ -128,7 +128,7 @@ class Rig:
     def evict_all(self) -> None:
         """Fill the host pool with chunks nobody wants."""
         self.request("0123456789"[: self.host.n_slots])
-        assert {k[16:] for k in self.host._residents} <= {b"%d" % n for n in range(10)}
+        assert {k[24:] for k in self.host._residents} <= {b"%d" % n for n in range(10)}
 
     def stored_and_evicted(self, names: str) -> None:
         """Have `names` on disk and not in host."""

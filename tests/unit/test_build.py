@@ -106,7 +106,7 @@ def stop_all() -> Iterator[None]:
 
 def content(key: ChunkKey) -> bytes:
     """Compressible, and another for every chunk hash."""
-    rng = random.Random(key[16:])
+    rng = random.Random(key[24:])
     return b"".join(bytes([rng.randrange(256), 0x3F]) for _ in range(64)) * (CHUNK_BYTES // 128)
 
 

@@ -13,7 +13,7 @@ def key(n: int, family: bytes = b"family-1") -> ChunkKey:
 
 
 def number(k: ChunkKey) -> int:
-    return int(k[16:])
+    return int(k[24:])
 
 
 def tier(n_shards: int, shard_bytes: int = 100) -> DiskTier:
