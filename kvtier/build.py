@@ -71,21 +71,23 @@ class Kvtier:
 def build(
     config: Config,
     geometry: Geometry,
-    pool: memoryview,
+    pool: memoryview | Slots,
     namespace: Namespace,
     *,
     report: Callable[[str], None],
     emit: Callable[[str], None],
     sub_folder: str = "",
     disk_share: int = 1,
+    make_cache: Callable[..., TieredCache] = TieredCache,
 ) -> Kvtier:
     """Open the tiers of one engine over its host pool and start the threads.
 
     A disk tier that cannot be opened is left out with one line to `report`; the engine runs without. `emit` gets the
     hit-rate log lines. With `disk_share` engines under one configuration each takes its part of the disk capacity, in
-    its own `sub_folder`. Called once, on the engine's main thread; may take as long as reading the store's index.
+    its own `sub_folder`. `make_cache` takes TieredCache's arguments. Called once, on the engine's main thread; may take
+    as long as reading the store's index.
     """
-    slots = Slots(pool, geometry.chunk_bytes)
+    slots = pool if isinstance(pool, Slots) else Slots(pool, geometry.chunk_bytes)
     host = HostTier(slots.n, geometry.chunk_bytes, Slru(slots.n))
     store: Store | None = None
     folder: Path | None = None
@@ -117,12 +119,13 @@ def build(
                 epoch=epoch,
                 namespace=namespace,
                 report=report,
+                make_cache=make_cache,
             )
         except KvtierError as error:
             report(f"disk tier is off, the engine runs without it: {error}")
             close_store()
     if kvtier is None:
-        cache = TieredCache(
+        cache = make_cache(
             host,
             None,
             clock=time.monotonic,
@@ -176,6 +179,7 @@ def _with_disk(
     epoch: Epoch,
     namespace: Namespace,
     report: Callable[[str], None],
+    make_cache: Callable[..., TieredCache],
 ) -> Kvtier:
     prior = Prior(folder / NAMESPACES, namespace, "prefill")
     prefill_rate = PrefillRate(prior.load())
@@ -192,7 +196,7 @@ def _with_disk(
     disk.set_family(namespace.family(epoch.name))
     for shard, key in disk.load(store.scan()):
         mover.delete(shard, key)
-    cache = TieredCache(
+    cache = make_cache(
         host,
         disk,
         clock=time.monotonic,
