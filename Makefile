@@ -12,7 +12,7 @@ pytest  := $(bin)/python -m pytest -o faulthandler_timeout=590
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check fmt fmt-check lint types layers bench e2e docs docs-check clean
+.PHONY: help setup demo test check fmt fmt-check lint types layers torture bench e2e docs docs-check clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ types: setup ## mypy --strict
 layers: setup ## import contracts, and no file over 500 lines
 	$(bin)/lint-imports --no-logo
 	@git ls-files '*.py' | xargs wc -l | awk '$$2 != "total" && $$1 > 500 { print $$2 ": " $$1 " lines, at most 500"; bad = 1 } END { exit bad }'
+
+torture: setup ## every kind of fault against the real cache, some minutes, and a table of what happened (ARGS="--seed 1 --json")
+	@$(bin)/python -m tests.torture $(ARGS)
 
 bench: setup ## micro-benchmarks of codec, store and eviction policy
 	$(bin)/python tools/bench.py

@@ -18,7 +18,7 @@ import numpy as np
 from kvtier import build as build_module
 from kvtier import config as config_module
 from kvtier.build import Kvtier, build
-from kvtier.keys import NO_ADAPTER, Namespace
+from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace
 from kvtier.store.base import Store
 from kvtier.store.lmdb import LmdbStore
 from kvtier.types import ChunkKey, Geometry, Lookup, Source
@@ -108,7 +108,7 @@ class Engine:
 
     def keys(self, prompt: int, n_chunks: int) -> list[ChunkKey]:
         """The chain of a prompt."""
-        head = self.kvtier.family + NO_ADAPTER
+        head = self.kvtier.family + NO_ADAPTER + NO_TENANT
         return [ChunkKey(head + chunk_hash) for chunk_hash in chunk_hashes(prompt, n_chunks)]
 
     def request(self, prompt: int, n_chunks: int, *, copies_fail: bool = False) -> int:

@@ -18,7 +18,7 @@ from kvtier.errors import FrameError, StoreError
 from kvtier.store.base import Store
 from kvtier.store.lmdb import LmdbStore
 from kvtier.testing.faults import Fault, FaultyStore
-from kvtier.types import ChunkKey
+from kvtier.types import NAMESPACE_BYTES, ChunkKey
 from tests.torture.engine import MIB, Engine, content, traffic
 from tests.torture.scenario import ChildDiedError, Row, Setting, in_child, timed
 
@@ -63,7 +63,7 @@ def record(folder: Path, rng: random.Random, n_commits: int) -> tuple[Pages, lis
         deletes = rng.sample(sorted(live), min(len(live), rng.randrange(6)))
         puts = []
         for _ in range(rng.randrange(1, 9)):
-            key = ChunkKey(b"namespace-of-16b" + rng.randbytes(32))
+            key = ChunkKey(bytes(NAMESPACE_BYTES) + rng.randbytes(32))
             chunk = memoryview(content(key, CHUNK_BYTES))
             puts.append((key, memoryview(bytes(room[: seal_into(chunk, room, key=key, codec=codec)]))))
         full = sum(live.values()) + sum(store.frame_cost(len(frame)) for _, frame in puts) > store.shard_bytes
@@ -192,7 +192,7 @@ def _read_back(work: Path, promised: frozenset[ChunkKey]) -> dict[str, int]:
     not_writable = 0
     try:
         for n in range(3):
-            store.write(0, [(ChunkKey(b"namespace-of-16b%032d" % n), memoryview(bytes(50_000)))], [*found][:1])
+            store.write(0, [(ChunkKey(bytes(NAMESPACE_BYTES) + b"%032d" % n), memoryview(bytes(50_000)))], [*found][:1])
         store.sync()
     except StoreError:
         not_writable = 1

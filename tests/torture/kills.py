@@ -24,7 +24,7 @@ from tests.torture.engine import CHUNK_BYTES, MIB, SHARD_BYTES, Engine, content,
 from tests.torture.scenario import Row, Setting, in_child, timed
 
 CAPACITIES = (24 * MIB, 32 * MIB, 40 * MIB)
-_NOTE = struct.Struct("<cH48s")
+_NOTE = struct.Struct("<cHB64s")  # what, shard, length of the key, key
 PUT, DELETE, END, SCANNED = b"P", b"D", b"E", b"S"
 
 
@@ -129,14 +129,14 @@ class Journal:
 
     def scan(self) -> Iterator[Record]:
         records = list(self._inner.scan())
-        self._note(b"".join(_NOTE.pack(SCANNED, r.shard, r.key) for r in records) + _NOTE.pack(END, 0, b""))
+        self._note(b"".join(_note(SCANNED, r.shard, r.key) for r in records) + _note(END, 0, b""))
         return iter(records)
 
     def write(self, shard: int, puts: Sequence[tuple[ChunkKey, memoryview]], deletes: Sequence[ChunkKey]) -> None:
-        notes = [_NOTE.pack(DELETE, shard, key) for key in deletes] + [_NOTE.pack(PUT, shard, key) for key, _ in puts]
+        notes = [_note(DELETE, shard, key) for key in deletes] + [_note(PUT, shard, key) for key, _ in puts]
         self._note(b"".join(notes))
         self._inner.write(shard, puts, deletes)
-        self._note(_NOTE.pack(END, shard, b""))
+        self._note(_note(END, shard, b""))
 
     def read(self, shard: int, key: ChunkKey) -> AbstractContextManager[memoryview | None]:
         return self._inner.read(shard, key)
@@ -151,6 +151,10 @@ class Journal:
         os.write(self._fd, notes)
 
 
+def _note(what: bytes, shard: int, key: bytes) -> bytes:
+    return _NOTE.pack(what, shard, len(key), key)
+
+
 def _committed(journal: Path) -> tuple[set[tuple[int, bytes]], set[tuple[int, bytes]]] | None:
     """What was surely there, and what the interrupted write may have added or removed. None: it had not opened."""
     if not journal.exists():
@@ -159,9 +163,9 @@ def _committed(journal: Path) -> tuple[set[tuple[int, bytes]], set[tuple[int, by
     batch: list[tuple[bytes, int, bytes]] = []
     opened = False
     data = journal.read_bytes()
-    for kind, shard, key in _NOTE.iter_unpack(data[: len(data) // _NOTE.size * _NOTE.size]):
+    for kind, shard, n_bytes, padded in _NOTE.iter_unpack(data[: len(data) // _NOTE.size * _NOTE.size]):
         if kind != END:
-            batch.append((kind, shard, key))
+            batch.append((kind, shard, padded[:n_bytes]))
             continue
         opened = True
         for what, at, of in batch:

@@ -1,0 +1,12 @@
+"""The scenarios by name, in the order in which they run."""
+
+from tests.torture.bits import damaged_bytes
+from tests.torture.images import crash_images
+from tests.torture.kills import killed_engines
+from tests.torture.scenario import Scenario
+
+SCENARIOS: dict[str, Scenario] = {
+    "damage": damaged_bytes,
+    "crash": crash_images,
+    "kill": killed_engines,
+}
