@@ -20,7 +20,9 @@ import lmdb
 
 from kvtier.errors import StoreError, StoreFullError
 from kvtier.store.directory import LOCK, OUR_NAMES, Settled, Summary, lock_path, settle, shard_path
-from kvtier.store.manifest import check_capacity, read_manifest
+from kvtier.store.erase import erase_unreachable
+from kvtier.store.lmdb_file import find_damage
+from kvtier.store.manifest import MANIFEST, check_capacity, read_manifest
 from kvtier.store.private import DirectoryLock, create_file, secure_directory
 from kvtier.types import ChunkKey, Record
 
@@ -39,6 +41,9 @@ FRAMES_PER_SHARD: Final = 256
 """A map must hold so many frames for the holes that some leave to be large enough for others. Writes in batches of 8
 that found none, at random replacement, sizes within 5 %: none of 821 at 256, 2 of 642 at 200; in batches of 4: 18 of
 641 at 100, 177 of 411 at 64."""
+
+ERASE_WAIT_S: Final = 10.0
+"""How long erasing waits for others to end a read of a shard that began before the last write to it."""
 
 _NEARLY_FULL_BYTES = 16 << 20
 _ENTRY_BYTES = 512  # of both B-trees per frame, when pages are as empty as LMDB lets them become
@@ -113,6 +118,42 @@ class LmdbStore:
                 raise StoreError(f"{path} cannot be opened as a store: {error}") from error
             raise
 
+    @classmethod
+    def attach(cls, path: Path) -> Self:
+        """Open the store at `path` as it stands, for a tool: nothing is laid out anew, engines may have it open too.
+
+        Damaged shards are left out and named in `notices`; they are looked for only when no other process has the
+        store open. Raises StoreError when there is no store, or it cannot be used.
+        """
+        manifest = read_manifest(path)
+        if manifest is None:
+            raise StoreError(f"{path} holds no kvtier store: there is no readable {MANIFEST} in it")
+        secure_directory(path, OUR_NAMES)
+        lock = DirectoryLock(path / LOCK)
+        shards: list[_Shard] = []
+        notices: list[str] = []
+        try:
+            alone = lock.acquire()
+            for number in manifest.shards:
+                file = shard_path(path, number)
+                damage = find_damage(file, manifest.map_bytes) or (_Files().inspect(file) if alone else None)
+                if damage is None:
+                    shards.append(_Shard(file, manifest.map_bytes))
+                else:
+                    notices.append(f"{file}: {damage}; the next engine to start sets it aside")
+            if not shards:
+                raise StoreError(f"{path} has no shard that can be opened: {'; '.join(notices)}")
+            if alone:
+                lock.share()
+            return cls(shards, lock, Settled(manifest, notices, 0), time.time_ns)
+        except BaseException as error:
+            for shard in shards:
+                shard.close()
+            lock.release()
+            if isinstance(error, OSError):
+                raise StoreError(f"{path} cannot be opened as a store: {error}") from error
+            raise
+
     @property
     def n_shards(self) -> int:
         """Number of environments."""
@@ -149,6 +190,14 @@ class LmdbStore:
         When what is stored contradicts the index the view is empty, which no frame is: it does not verify.
         """
         return _Borrowed(self._shards[shard], key)
+
+    def erase_deleted(self) -> int:
+        """Make unreadable, on the medium too, whatever deleted or replaced frames left behind; bytes that held any.
+
+        Takes each shard's write lock while it works on it (seconds per GiB of such bytes at worst). StoreError when
+        another process keeps reading an old state of a shard for longer than `ERASE_WAIT_S`.
+        """
+        return sum(shard.erase_deleted() for shard in self._shards)
 
     def sync(self) -> None:
         """Force what was written since the last call to the medium. Takes as long as the medium needs."""
@@ -240,6 +289,30 @@ class _Shard:
                 txn.put(key, _INDEX.pack(len(frame), written_ns), db=self._index)
                 txn.put(key, frame, db=self._frames)
             self._dirty = True
+
+    def erase_deleted(self) -> int:
+        """See `LmdbStore.erase_deleted`."""
+        give_up_s = time.monotonic() + ERASE_WAIT_S
+        try:
+            self._check_file()
+            while True:
+                self._env.reader_check()
+                with self._env.begin(write=True) as txn:
+                    late = [pid for pid, seen in self._readers() if seen < txn.id() - 1]
+                    if not late:
+                        self._env.sync(True)  # or a power loss could bring back a tree that needs what is erased now
+                        with self.path.open("r+b") as file:
+                            return erase_unreachable(file.fileno())
+                if time.monotonic() > give_up_s:
+                    raise StoreError(f"{self.path} is being read by process {late[0]}; stop it and try again")
+                time.sleep(0.01)
+        except (lmdb.Error, OSError, ValueError) as error:
+            raise StoreError(_explain(self.path, "cannot be erased", error)) from error
+
+    def _readers(self) -> list[tuple[int, int]]:
+        """(process, transaction it sees) of every read under way."""
+        rows = (line.split() for line in self._env.readers().splitlines())
+        return [(int(row[0]), int(row[2])) for row in rows if len(row) == 3 and row[0].isdigit() and row[2].isdigit()]
 
     def _pages(self, txn: lmdb.Transaction) -> int:
         """Pages in use, those of the trees twice: a batch that deletes everything writes each of them anew."""

@@ -16,11 +16,14 @@ from typing import NamedTuple
 # LMDB data version 1 (0.9.x) on a 64-bit machine, native byte order: a page header of 16 bytes, then MDB_meta.
 _ORDER = "<" if sys.byteorder == "little" else ">"
 _PAGE = struct.Struct(f"{_ORDER}QxxH")
-_META = struct.Struct(f"{_ORDER}16xIIQQI92xQQ")
+_META = struct.Struct(f"{_ORDER}16xIIQQI36xQ40xQQQ")
 _MAGIC = 0xBEEFC0DE
 _DATA_VERSION = 1
 _P_META = 0x08
 _MIN_PAGE_BYTES, _MAX_PAGE_BYTES = 512, 0x8000
+
+META_PAGES = 2
+"""Pages at the front of every file."""
 
 
 class LmdbMeta(NamedTuple):
@@ -29,6 +32,7 @@ class LmdbMeta(NamedTuple):
     page_bytes: int
     last_page: int  # highest page number in use
     txn_id: int
+    roots: tuple[int, int]  # pages of the tree of free pages and of the tree of databases
 
     @property
     def used_bytes(self) -> int:
@@ -49,14 +53,14 @@ def _parse_meta(page: bytes, number: int) -> LmdbMeta:
     which = ("first", "second")[number]
     if len(page) < _META.size:
         raise ValueError(f"its {which} meta page is cut short")
-    magic, version, _address, _map_bytes, page_bytes, last_page, txn_id = _META.unpack(page)
+    magic, version, _address, _map_bytes, page_bytes, free_root, main_root, last_page, txn_id = _META.unpack(page)
     if _PAGE.unpack_from(page) != (number, _P_META) or magic != _MAGIC:
         raise ValueError(f"its {which} page is not an LMDB meta page")
     if version != _DATA_VERSION:
         raise ValueError(f"its {which} meta page has data version {version}, expected {_DATA_VERSION}")
     if not _MIN_PAGE_BYTES <= page_bytes <= _MAX_PAGE_BYTES or page_bytes & (page_bytes - 1):
         raise ValueError(f"its {which} meta page has pages of {page_bytes} bytes")
-    return LmdbMeta(page_bytes, last_page, txn_id)
+    return LmdbMeta(page_bytes, last_page, txn_id, (free_root, main_root))
 
 
 def cut_back(path: Path, map_bytes: int) -> None:
