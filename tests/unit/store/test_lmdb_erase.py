@@ -1,4 +1,4 @@
-"""LmdbStore.erase_deleted and attach: what was deleted is gone from the files; what was kept and who reads is not hurt."""
+"""LmdbStore.erase_deleted and attach: what was deleted is gone from the files; what was kept is not hurt."""
 
 import random
 import threading
