@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from kvtier.cache import TieredCache
 from kvtier.codec.raw import Raw
 from kvtier.codec.registry import codec_for
-from kvtier.epoch import Epoch
+from kvtier.epoch import NAMESPACES, Epoch
 from kvtier.errors import ConfigError, KvtierError, StoreError
 from kvtier.machine import DiskSpace
 from kvtier.observe.hitlog import HitLog
 from kvtier.observe.rate import PrefillRate
 from kvtier.observe.recorder import TraceRecorder
+from kvtier.observe.stats import Gauges, Stats
 from kvtier.policy.gate import LoadGate
 from kvtier.policy.slru import Slru
 from kvtier.prior import Prior
@@ -26,6 +27,8 @@ from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.host import HostTier
 from kvtier.transfer.mover import Mover
 from kvtier.transfer.slots import Slots
+from kvtier.types import Source
+from kvtier.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
     from kvtier.store.base import Store
     from kvtier.types import Geometry
 
-NAMESPACES = "namespaces"
 LOCK = "engine.lock"
 
 
@@ -140,8 +142,16 @@ def build(
     if kvtier.recorder is not None:
         kvtier._on_stop.append(kvtier.recorder.close)  # noqa: SLF001 - this module is the class's constructor
 
+    usage = Usage(folder / NAMESPACES, namespace) if folder is not None else None
+
+    def snapshot() -> tuple[Stats, Gauges]:
+        totals, gauges = kvtier.cache.snapshot(kvtier.prefill_rate.tokens_per_s)
+        if usage is not None:
+            usage.add(_counts(totals))
+        return totals, gauges
+
     log = HitLog(
-        lambda: kvtier.cache.snapshot(kvtier.prefill_rate.tokens_per_s),
+        snapshot,
         every_s=config.log.every_s,
         json=config.log.json,
         emit=emit,
@@ -255,6 +265,12 @@ def _open_store(
         os.close(lock)
 
     return store, close
+
+
+def _counts(totals: Stats) -> dict[str, int]:
+    """What `kvtier inspect` shows of a namespace's use."""
+    hits = {f"{source.name.lower()}_hit_tokens": totals.hit_tokens[source] for source in Source}
+    return {"requests": totals.requests, "asked_tokens": totals.asked_tokens, **hits}
 
 
 def _nothing(*_: object) -> None:

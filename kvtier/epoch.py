@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from kvtier.keys import Namespace
 
+NAMESPACES = "namespaces"
+"""Folder beside a store in which each namespace has its small files."""
+
 
 class Epoch:
     """The epoch of one namespace, filed under `folder`. Used by one engine process at a time."""

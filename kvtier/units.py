@@ -138,6 +138,14 @@ def format_bytes(n_bytes: int) -> str:
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {unit}"
 
 
+def format_age(seconds: float) -> str:
+    """How long ago, for people, in the largest whole unit: "12 s", "5 min", "3 h", "41 d"; "0 s" for the future."""
+    for unit, factor in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= factor:
+            return f"{int(seconds // factor)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
 def _parse_seconds(text: str) -> float:
     match = _NUMBER.fullmatch(text)
     if match is None:

@@ -11,6 +11,7 @@ from kvtier.config import Config
 from kvtier.engines.vllm import allow_list
 from kvtier.errors import ConfigError
 from kvtier.sizing import DiskSpace, KvShape, Machine, Sized, Unknown
+from kvtier.tables import columns
 from kvtier.units import format_bytes
 
 _PAGE_BYTES: Final = 4096  # slots are whole pages
@@ -57,7 +58,14 @@ class Report:
             rows.append(self._row("disk", self.disk, where))
         else:
             rows.append(("disk", "off", "-", "-", "-", "-"))
-        lines = [f"{self.name} on this machine", "", *_columns(rows), "", *(f"{k:<6}{v}" for k, v in self._facts()), ""]
+        lines = [
+            f"{self.name} on this machine",
+            "",
+            *columns(rows, left=(0, 4, 5)),
+            "",
+            *(f"{k:<6}{v}" for k, v in self._facts()),
+            "",
+        ]
         lines += [f"{level}: {text}" for level, text in self._findings()] or ["no warnings"]
         return "\n".join(lines)
 
@@ -232,15 +240,3 @@ def _of_disk(report: Report) -> Iterator[str]:
             f"`disk.capacity`: {format_bytes(tier.n_bytes)} is less than the host tier "
             f"({format_bytes(report.host.n_bytes)}): it adds little to it; several times as much is better"
         )
-
-
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    right = {1, 2, 3}  # numbers
-    return [
-        "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

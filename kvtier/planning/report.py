@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -10,6 +10,7 @@ from kvtier.planning.choose import Choice, Prices, Verdict
 from kvtier.planning.demand import Demand
 from kvtier.planning.effect import DAY_S, SOURCES, Engine
 from kvtier.planning.proof import Proof
+from kvtier.tables import GAP, columns
 from kvtier.units import format_bytes
 
 CONTEXTS: Final = (2_048, 8_192, 32_768, 131_072)
@@ -107,7 +108,7 @@ class Report:
             from_disk = _times(hardware.disk_gbps / needed) if hardware.disk_bytes else "-"
             seconds = f"{prefill.seconds(n):.3f} s"
             rows.append((f"{n:,}", seconds, f"{prefill.rate(n):,.0f}", f"{needed:.2f} GB/s", host, from_disk))
-        yield from _columns(rows)
+        yield from columns(rows, indent=GAP)
 
     def _tiers(self) -> Iterator[str]:
         choice, engine = self.choice, self.engine
@@ -124,7 +125,7 @@ class Report:
         ):
             cells = (format_bytes(verdict.n_bytes), f"{tokens:,.0f}", f"{choice.chosen.hit[verdict.tier]:.1%}")
             rows.append((verdict.tier, "buy", *cells) if verdict.pays else (verdict.tier, "DO NOT BUY", "-", "-", "-"))
-        yield from _columns(rows, left=2)
+        yield from columns(rows, left=(0, 1), indent=GAP)
         yield ""
         for verdict in (choice.host, choice.disk):
             yield from _said(verdict)
@@ -151,7 +152,7 @@ class Report:
             if ttft is not None:
                 mean, p50, p95 = (f"{value:.3f} s" for value in (ttft.mean_s, ttft.p50_s, ttft.p95_s))
                 rows.append((name, f"{ttft.share:.1%}", mean, p50, p95))
-        yield from _columns(rows)
+        yield from columns(rows, indent=GAP)
 
     def _load(self) -> Iterator[str]:
         before, after = self.choice.without, self.choice.chosen
@@ -203,14 +204,3 @@ def _said(verdict: Verdict) -> Iterator[str]:
 
 def _times(factor: float) -> str:
     return f"{factor:.1f}x faster" if factor >= 1 else f"{1 / factor:.1f}x slower"
-
-
-def _columns(rows: Sequence[Sequence[str]], left: int = 1) -> Iterator[str]:
-    """Aligned cells, the first `left` columns to the left."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = (
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield ("  " + "  ".join(cells)).rstrip()

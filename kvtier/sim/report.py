@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from kvtier.sim.replay import OPTIMAL, UNBOUNDED, Result, Row
 from kvtier.sim.tally import DISK, HOST, TIERS, ratio
+from kvtier.tables import columns
 from kvtier.units import format_bytes
-
-_GAP: Final = "  "
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,7 @@ def to_text(result: Result, prices: Prices, name: str) -> str:
         f"({result.n_distinct:,} distinct), {asked.tokens:,} tokens"
     )
     tails = "are kept" if result.rules.keep_partial else "are not kept, but count as asked"
-    return "\n".join([what, f"Partial tail blocks {tails}.", "", *_columns(table), ""])
+    return "\n".join([what, f"Partial tail blocks {tails}.", "", *columns(table, left=(head.index("policy"),)), ""])
 
 
 def _fields(result: Result, row: Row, prices: Prices) -> dict[str, Any]:
@@ -142,15 +140,3 @@ def _block_bytes(result: Result, prices: Prices) -> int | None:
 
 def _rate(value: float) -> float:
     return round(value, 6)
-
-
-def _columns(table: Sequence[Sequence[str]]) -> list[str]:
-    """Names to the left, numbers to the right."""
-    left = table[0].index("policy")
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for row in table:
-        padded = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        padded[left] = row[left].ljust(widths[left])
-        lines.append(_GAP.join(padded).rstrip())
-    return lines

@@ -1,4 +1,4 @@
-"""Which pages of an LMDB data file its committed trees reach: file -> bitmap. Never maps the file, trusts nothing in it.
+"""Which pages of an LMDB data file its committed trees reach: file -> bitmap. Maps nothing, trusts nothing in it.
 
 What the trees do not reach may still hold the bytes of frames that were deleted or replaced long ago; whoever wants
 those gone overwrites everything outside the bitmap, holding the environment's write lock.

@@ -10,11 +10,13 @@ import pytest
 
 from kvtier import config as config_module
 from kvtier.build import Kvtier, build
+from kvtier.epoch import NAMESPACES
 from kvtier.errors import StoreError
 from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace
 from kvtier.store.lmdb import LmdbStore
 from kvtier.transfer.mover import Mover
 from kvtier.types import ChunkKey, Geometry, Lookup, Miss, Source
+from kvtier.usage import read_usage
 
 MIB = 1 << 20
 CHUNK_BYTES = 64 << 10
@@ -318,3 +320,16 @@ def test_stopping_twice_is_no_error(tmp_path: Path):
     engine = Engine(tmp_path / "kv")
     engine.stop()
     engine.stop()
+
+
+def test_what_was_asked_and_found_is_kept_beside_the_namespace_over_restarts(tmp_path: Path) -> None:
+    for _ in range(2):
+        engine = Engine(tmp_path / "kv")
+        chain = engine.cache.open_chain()
+        engine.cache.count_request(chain, asked=100, device=10, host=20, disk=30)
+        engine.stop()
+    usage = read_usage(tmp_path / "kv" / NAMESPACES / f"{NAMESPACE.base()}.usage")
+    del usage["last_used_s"]
+    assert usage == {
+        "requests": 2, "asked_tokens": 200, "device_hit_tokens": 20, "host_hit_tokens": 40, "disk_hit_tokens": 60,
+    }  # fmt: skip
