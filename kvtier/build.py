@@ -8,6 +8,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
+from kvtier.budget import WriteBudget
 from kvtier.cache import TieredCache
 from kvtier.codec.raw import Raw
 from kvtier.codec.registry import codec_for
@@ -206,6 +207,14 @@ def _with_disk(
     disk.set_family(namespace.family(epoch.name))
     for shard, key in disk.load(store.scan()):
         mover.delete(shard, key)
+    budget = None
+    if disk_config.write_budget.n_bytes is not None:
+        budget = WriteBudget(  # beside the parts that engines of one configuration have of the directory
+            disk_config.path,
+            per_day_bytes=disk_config.write_budget.n_bytes,
+            burst_bytes=disk_config.write_burst_bytes,
+            report=report,
+        )
     cache = make_cache(
         host,
         disk,
@@ -220,12 +229,17 @@ def _with_disk(
             prefill_tokens_per_s=lambda: prefill_rate.tokens_per_s,
             mode=disk_config.load,
         ),
+        admit_share=disk_config.admit.share,
+        budget=budget,
     )
     kvtier = Kvtier(cache, epoch, namespace, prefill_rate)
     mover.start(cache, lambda: kvtier.last_engine_call_s, after_sync=lambda: prior.save(prefill_rate.tokens_per_s))
 
     def stop() -> None:
-        if mover.stop():
+        stopped = mover.stop()
+        if budget is not None:
+            budget.close()
+        if stopped:
             close_store()
         else:
             report("a transfer thread is stuck in the disk tier; its store stays open until the process ends")

@@ -17,6 +17,7 @@ from kvtier.types import Lookup, Miss, Source
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from kvtier.budget import WriteBudget
     from kvtier.policy.gate import LoadGate
     from kvtier.tiers.disk import DiskTier
     from kvtier.tiers.host import HostTier
@@ -68,12 +69,15 @@ class TieredCache:
         clean_share: float = CLEAN_SHARE,
         ready_for_restart: bool = True,
         gate: LoadGate | None = None,
+        admit_share: float = 1.0,
+        budget: WriteBudget | None = None,
     ) -> None:
         """Orchestrate `host` and `disk`.
 
         `clock` gives seconds, any origin. `submit_promotion`, `wake_spiller` and `delete_frame` hand work to transfer
-        threads; they are called under the lock and must not block. `write_behind_after_s` and `clean_share` are as in
-        Backlog. Unless `ready_for_restart`, the disk copy of what host RAM keeps serving grows cold and makes room.
+        threads; they are called under the lock and must not block. `write_behind_after_s`, `clean_share`,
+        `admit_share` and `budget` are as in Backlog. Unless `ready_for_restart`, the disk copy of what host RAM keeps
+        serving grows cold and makes room.
         Without `gate` whatever is on disk is loaded.
         """
         self.stats = Stats()
@@ -88,7 +92,15 @@ class TieredCache:
         self._gate = gate
         self._lock = threading.Lock()
         self._promises = Promises(host.release)
-        self._backlog = Backlog(host, write_behind_after_s=write_behind_after_s, clean_share=clean_share)
+        self._backlog = Backlog(
+            host,
+            self.stats,
+            write_behind_after_s=write_behind_after_s,
+            clean_share=clean_share,
+            admit_share=admit_share,
+            n_remembered=max(1, 2 * disk.capacity_bytes // host.chunk_bytes if disk is not None else 1),
+            budget=budget,
+        )
         self._quarantine: list[tuple[int, Resident]] = []
         self._step = 0
         self._n_promoting = 0
@@ -191,13 +203,16 @@ class TieredCache:
         with self._lock:
             absent = [key for key in dict.fromkeys(keys) if key not in self.host]
             self._use(chain, keys)
+            known = {key for key in absent if self._remembered(key)} if self._backlog.selective else ()
             self._make_room(chain, len(absent), MAX_OFFLOAD_SCAN)
             placed = absent[: self.host.n_free]
             self.stats.store_refused_chunks += len(absent) - len(placed)
-            slots = [self.host.place(key, State.WRITING, 0.0).slot for key in placed]
+            residents = [self.host.place(key, State.WRITING, 0.0) for key in placed]
             for key in reversed(placed):
                 self.host.policy.refresh(key)
-            return Offload(placed, slots)
+            if residents and self._backlog.selective and self.disk is not None:
+                self._backlog.judge(chain, residents, known)
+            return Offload(placed, [resident.slot for resident in residents])
 
     def end_offload(self, keys: Sequence[ChunkKey], *, failed: bool = False) -> None:
         """The copies that begin_offload announced have landed, or failed: then their slots hold nothing."""
@@ -216,7 +231,9 @@ class TieredCache:
                 self.stats.offload_bytes += self.host.chunk_bytes
                 if self.disk is not None:
                     frame = self.disk.get(key)
-                    if frame is None or not frame.ready:  # not ready: left by a reader of a chunk dropped meanwhile
+                    if frame is not None and frame.ready:
+                        resident.held_back = False
+                    elif not resident.held_back:  # a frame not ready is left by a reader of a chunk dropped meanwhile
                         self._backlog.add(resident)
             if self._backlog:
                 self._wake_spiller()
@@ -307,10 +324,22 @@ class TieredCache:
             return self._backlog.next(max_chunks, now, idle=idle)
 
     def place(self, key: ChunkKey, n_bytes: int) -> Placement | None:
-        """Room on disk for the sealed frame of a spill; the evicted are to be deleted before or with the write."""
+        """Room on disk for the sealed frame of a spill; the evicted are to be deleted before or with the write.
+
+        None, too, when the write budget is spent. Reads and writes the budget's small file at times.
+        """
+        assert self.disk is not None
+        budget, cost_bytes = self._backlog.budget, self.disk.cost_of(n_bytes)
+        paid = budget is None or budget.take(cost_bytes)
         with self._lock:
-            assert self.disk is not None
+            if not paid:
+                resident = self.host.get(key)
+                if resident is not None and resident.spilling:
+                    self._backlog.hold_back(resident)
+                return None
             placement = self.disk.place(key, n_bytes)
+            if placement is None and budget is not None:
+                budget.give_back(cost_bytes)
             if placement is not None:
                 self.stats.disk_evicted_chunks += len(placement.evicted)
             return placement
@@ -329,7 +358,7 @@ class TieredCache:
                 if resident.detached or resident.spoilt:  # dropped meanwhile: what came to disk after that goes too
                     self._forget_disk(resident.key)
                 self._backlog.remove(resident)
-            else:
+            elif not resident.held_back:
                 self.stats.spill_failed_chunks += 1
                 resident.spill_failures += 1
                 if placement is not None:
@@ -359,6 +388,7 @@ class TieredCache:
                 promote_backlog=self._n_promoting,
                 prefill_tokens_per_s=prefill_tokens_per_s,
                 disk_on=disk is not None and self.disk_readable,
+                write_budget_bytes=self._backlog.budget.left_bytes if self._backlog.budget is not None else 0,
             )
 
     def check(self) -> None:
@@ -418,14 +448,15 @@ class TieredCache:
         return Lookup.MISS
 
     def _why_absent(self, key: ChunkKey) -> Miss:
-        if self.host.remembers(key):
+        if self._remembered(key):
             return Miss.EVICTED
-        if self.disk is not None:
-            if self.disk.remembers(key):
-                return Miss.EVICTED
-            if self.disk.has_foreign(key):
-                return Miss.FOREIGN
+        if self.disk is not None and self.disk.has_foreign(key):
+            return Miss.FOREIGN
         return Miss.NEW
+
+    def _remembered(self, key: ChunkKey) -> bool:
+        """Whether a tier evicted `key` not too long ago."""
+        return self.host.remembers(key) or (self.disk is not None and self.disk.remembers(key))
 
     def _make_room(self, chain: Chain, n_slots: int, max_scan: int) -> bool:
         """Have `n_slots` free, or as many as can be had, evicting if need be, but never a chunk of the asking chain."""
@@ -439,9 +470,20 @@ class TieredCache:
     def _use(self, chain: Chain, keys: Sequence[ChunkKey]) -> None:
         """Count one use per request of each of `keys`, given head first; the head is hottest afterwards."""
         policy = self.host.policy
+        held_back: list[Resident] = []
         for key in reversed(keys):
-            if key in self.host:
-                (policy.refresh if key in chain.used else policy.touch)(key)
+            resident = self.host.get(key)
+            if resident is None:
+                continue
+            if key in chain.used:
+                policy.refresh(key)
+                continue
+            policy.touch(key)
+            if resident.held_back:
+                held_back.append(resident)
+        if held_back:
+            self._backlog.used_again(chain, held_back[::-1])
+            self._wake_spiller()
         chain.used.update(dict.fromkeys(keys))
 
     def _forget_host(self, resident: Resident, failure: Miss | None = None) -> None:

@@ -18,10 +18,12 @@ import msgspec
 import yaml
 
 from kvtier.errors import ConfigError
-from kvtier.units import Duration, Period, Size
+from kvtier.units import Admit, Duration, PerDay, Period, Size
 
 VERSION: Final = 1
 _MAX_FILE_BYTES: Final = 1 << 20
+MAX_BURST_PERCENT: Final = 50
+"""Of the write budget: what goes at once is missing from what comes evenly."""
 
 
 def _key(meaning: str, expects: str, **extra: str) -> msgspec.Meta:
@@ -30,6 +32,7 @@ def _key(meaning: str, expects: str, **extra: str) -> msgspec.Meta:
 
 
 _SIZE = "bytes with a unit (64GiB, 500MB), a percentage (10%) or auto"
+_BURST = "bytes with a unit (64GiB, 500MB) or a percentage (20%), at most half of `disk.write_budget`"
 _TIME = "a time with a unit (500ms, 30s, 5m)"
 
 
@@ -78,6 +81,26 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             "ahead or evict_only",
         ),
     ] = "ahead"
+    admit: Annotated[
+        Admit,
+        _key(
+            "Which chains are written to disk. `second_use`: only what a second request uses. `25%`: that, and one new "
+            "chain in four, picked by its hash; a chain goes whole or not at all. Spares the SSD, costs hits.",
+            "all, second_use, or a percentage of chains (25%)",
+        ),
+    ] = Admit("all")
+    write_budget: Annotated[
+        PerDay,
+        _key(
+            "Bytes that may be written to disk in any 24 hours, restarts included, by all engines that share the "
+            "directory. Once spent, chunks stay in host RAM only and are counted (`over_budget`). `off`: any number.",
+            "bytes a day (500GB/day) or off",
+        ),
+    ] = PerDay("off")
+    write_burst: Annotated[
+        Size,
+        _key("How much of `write_budget` may be written at once; the rest comes evenly. At most half of it.", _BURST),
+    ] = Size("20%")
     write_behind_after: Annotated[
         Duration,
         _key("How long a chunk rests in host RAM before idle time writes it to disk (`write: ahead`).", _TIME),
@@ -106,6 +129,17 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def __post_init__(self) -> None:
         if self.sync_every_s == 0:
             raise ConfigError(f"`disk.sync_every` is {str(self.sync_every)!r}: expected {_TIME}, more than 0")
+        percent, n_bytes, budget = self.write_burst.percent, self.write_burst.n_bytes, self.write_budget.n_bytes
+        too_much = (percent or 0) > MAX_BURST_PERCENT or (budget is not None and self.write_burst_bytes * 2 > budget)
+        if (percent is None and n_bytes is None) or too_much:
+            raise ConfigError(f"`disk.write_burst` is {str(self.write_burst)!r}: expected {_BURST}")
+
+    @property
+    def write_burst_bytes(self) -> int:
+        """Bytes of the write budget that may be written at once; 0 without a budget."""
+        if self.write_budget.n_bytes is None:
+            return 0
+        return self.write_burst.n_bytes or int(self.write_budget.n_bytes * (self.write_burst.percent or 0) / 100)
 
     @property
     def write_behind_after_s(self) -> float:
@@ -296,7 +330,7 @@ def _decode(kind: type, value: object, *, folder: Path) -> object:
         return _to_path(value, folder)
     if issubclass(kind, Duration) and type(value) is int and value == 0:
         value = "0s"
-    if issubclass(kind, Period) and value is False:  # YAML 1.1 reads a bare off as false
+    if issubclass(kind, (Period, PerDay)) and value is False:  # YAML 1.1 reads a bare off as false
         value = "off"
     if not isinstance(value, str):
         # ValueError, not TypeError: msgspec treats both alike, and it is the value that is wrong.

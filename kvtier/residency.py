@@ -32,6 +32,7 @@ class Resident:
     onloads: int = 0  # host -> device copies in flight
     spoilt: bool = False  # a copy to the device failed: not to be read again, forgotten when no copy is in flight
     dirty: bool = False  # READY and not on disk
+    held_back: bool = False  # not to be written unless it is used again: not admitted, or the budget was spent
     spilling: bool = False  # a transfer thread is reading it
     spill_failures: int = 0
     detached: bool = False  # no longer in the tier; its slot is freed when nobody uses it
@@ -61,6 +62,8 @@ class Chain:
     promises: dict[ChunkKey, Resident] = field(default_factory=dict)
     sources: dict[ChunkKey, Source] = field(default_factory=dict)  # first answer for each key that hit, head first
     used: dict[ChunkKey, None] = field(default_factory=dict)  # keys this request used
+    picked: bool | None = None  # whether its new chunks are written on first use, once that has been decided
+    held_back: bool = False  # a chunk of it may not go to disk: nothing behind that may
     failures: dict[ChunkKey, Miss] = field(default_factory=dict)  # promotions that failed while this chain waited
     pending: int = 0  # promised residents that are not READY yet
     miss: Miss | None = None  # why the last walk ended

@@ -1,7 +1,7 @@
 """Units: what people write ("64GiB", "10%", "30s") -> numbers, and bytes -> what people read. The only parser of units.
 
-`Size`, `Duration` and `Period` are strings that were checked when they were made, so a configuration prints, compares
-and travels as JSON the way it was written.
+`Size`, `Duration`, `Period`, `PerDay` and `Admit` are strings that were checked when they were made, so a configuration
+prints, compares and travels as JSON the way it was written.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _MAX_S: Final = 366 * 86400
 
 _SIZE_FORMS: Final = "bytes with a unit (64GiB, 500MB), a percentage (10%) or auto"
 _BYTES_FORMS: Final = "bytes with a unit, for example 64GiB or 500MB"
+_PER_DAY_FORMS: Final = "bytes a day (500GB/day) or off"
+_ADMIT_FORMS: Final = "all, second_use, or a percentage of chains (25%)"
 _DURATION_FORMS: Final = "a time with a unit, for example 500ms, 30s or 5m"
 
 
@@ -105,6 +107,55 @@ class Period(Duration):
     def seconds(self) -> float:
         """The time between two times in seconds; 0 = never."""
         return 0.0 if self == "off" else _parse_seconds(self)
+
+
+class PerDay(str):
+    """Bytes a day as written: "500GB/day", or `off` for any number. Raises ConfigError when made of anything else."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        """Check `text`; blanks around it are dropped."""
+        rate = super().__new__(cls, text.strip())
+        if rate != "off" and rate.n_bytes == 0:
+            raise ConfigError(f"{_quote(text)} is no budget: expected {_PER_DAY_FORMS}, more than 0")
+        return rate
+
+    @property
+    def n_bytes(self) -> int | None:
+        """Bytes in a day, at least 1; None for any number."""
+        if self == "off":
+            return None
+        amount, slash, day = self.partition("/")
+        if not slash or day.strip() != "day":
+            raise ConfigError(f"{_quote(self)} is no budget: expected {_PER_DAY_FORMS}")
+        return parse_bytes(amount, forms=_PER_DAY_FORMS)
+
+
+class Admit(str):
+    """Which chains are written to disk: `all`, `second_use` (only what is used again), or a percentage of chains.
+
+    Raises ConfigError when made of anything else.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        """Check `text`; blanks around it are dropped."""
+        admit = super().__new__(cls, text.strip())
+        if not 0 <= admit.share <= 1:
+            raise ConfigError(f"{_quote(text)} is no share: expected {_ADMIT_FORMS}")
+        return admit
+
+    @property
+    def share(self) -> float:
+        """Share of chains whose first use is enough, 0 to 1."""
+        if self in ("all", "second_use"):
+            return float(self == "all")
+        match = _NUMBER.fullmatch(self)
+        if match is None or match[2] != "%":
+            raise ConfigError(f"{_quote(self)} admits nothing: expected {_ADMIT_FORMS}")
+        return float(Fraction(match[1]) / 100)
 
 
 def parse_bytes(text: str, *, forms: str = _BYTES_FORMS) -> int:

@@ -18,7 +18,7 @@ from kvtier.sim.replay import Result, Rules, Setup, replay
 from kvtier.sim.report import Prices, to_csv, to_text, to_tree
 from kvtier.sim.source import FORMATS, open_trace
 from kvtier.sim.trace import Trace
-from kvtier.units import Duration, parse_bytes
+from kvtier.units import Admit, Duration, parse_bytes
 
 _SIZE_FORMS: Final = "blocks (10k, 1.5M), bytes with a unit (64GiB, with --model or --bytes-per-token)"
 _BLOCKS: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([kKmM]?)", re.ASCII)
@@ -51,6 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--deployed", action="store_true", help="with the reserves that real, slow transfers need")
     parser.add_argument("--write-behind", type=_duration, metavar="TIME", help="write to disk after a rest, say 30s")
+    parser.add_argument("--admit", type=_admit, default=1.0, metavar="WHICH", help="as disk.admit in a configuration")
     parser.add_argument("--block-tokens", type=_count, metavar="N", help="tokens of one hash id, or of prompts' chunks")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="model folder, for traces of prompts")
     parser.add_argument("--model", type=Path, metavar="DIR", help="model folder with a config.json: bytes per token")
@@ -108,6 +109,7 @@ def _replay(trace: Trace, args: argparse.Namespace, prices: Prices) -> Result:
         keep_partial=args.partial_tail == "keep" or (args.partial_tail == "auto" and not two_tiers),
         deployed=args.deployed,
         write_behind_after_s=args.write_behind,
+        admit_share=args.admit,
         production_cache=args.deployed,
     )
     return replay(chain((first,), requests), trace.tokens_per_chunk, setups, rules, progress=_progress())
@@ -181,6 +183,13 @@ def _rate(text: str) -> float:
     if not 0 < rate < 1e12:
         raise argparse.ArgumentTypeError(f"{text!r}: expected tokens per second, more than 0")
     return rate
+
+
+def _admit(text: str) -> float:
+    try:
+        return Admit(text).share
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _duration(text: str) -> float:

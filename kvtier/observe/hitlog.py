@@ -22,6 +22,7 @@ _MISSES = ("new", "evicted", "gate", "corrupt", "failed", "foreign")  # in the o
 _TROUBLE = {
     "host_dropped": "host_dropped_chunks",
     "store_refused": "store_refused_chunks",
+    "over_budget": "over_budget_chunks",
     "spill_failed": "spill_failed_chunks",
     "corrupt_frames": "corrupt_frames",
     "foreign_frames": "foreign_frames",

@@ -78,6 +78,8 @@ METRICS: tuple[Metric, ...] = (
     _counter("host_evicted_chunks", "Chunks evicted from host memory."),
     _counter("host_dropped_chunks", "Chunks evicted from host memory before they were on disk: in no tier afterwards."),
     _counter("disk_evicted_chunks", "Chunks evicted from disk."),
+    _counter("held_back_chunks", "Chunks not admitted to disk when they were stored; used again, they may be."),
+    _counter("over_budget_chunks", "Chunks not written to disk because the write budget was spent."),
     _counter("spill_failed_chunks", "Chunks not written to disk because it was full or failed."),
     _counter("corrupt_frames", "Frames that did not verify and were deleted."),
     _counter("foreign_frames", "Sound frames that belong to another key or namespace and were deleted."),
@@ -94,5 +96,6 @@ METRICS: tuple[Metric, ...] = (
     _gauge("promote_backlog", "Chunks on their way from disk to host."),
     _gauge("prefill_tokens_per_s", "Moving estimate of prefill speed in tokens a second; 0 until measured."),
     _gauge("disk_on", "1 while the disk tier is in use, 0 when it is off or was switched off."),
+    _gauge("write_budget_bytes", "Bytes that may be written to disk now; 0 without a write budget."),
 )
 """Every counter and gauge there is, in the order of Stats and Gauges."""

@@ -34,6 +34,8 @@ class Stats:
     host_evicted_chunks: int = 0
     host_dropped_chunks: int = 0  # evicted from host before the spiller had reached them: in no tier afterwards
     disk_evicted_chunks: int = 0
+    held_back_chunks: int = 0  # not admitted to disk when they were stored; a second use may still bring them there
+    over_budget_chunks: int = 0  # not written because the write budget was spent
     spill_failed_chunks: int = 0  # full disk or I/O error: not on disk afterwards
     corrupt_frames: int = 0  # did not verify; deleted
     foreign_frames: int = 0  # sound, but another key or namespace than asked for; deleted
@@ -68,3 +70,4 @@ class Gauges:
     promote_backlog: int  # chunks on their way up
     prefill_tokens_per_s: float  # moving estimate; 0 until measured
     disk_on: bool
+    write_budget_bytes: int = 0  # what may be written to disk now; 0 without a budget

@@ -38,6 +38,7 @@ class Rules:
     keep_partial: bool  # the last chunk of a prompt is kept though its tokens do not fill it
     deployed: bool = False  # as in TieredReplay
     write_behind_after_s: float | None = None
+    admit_share: float = 1.0  # as in Backlog
     production_cache: bool = False  # one tier goes through TieredCache, too
 
 
@@ -63,6 +64,7 @@ class Setup:
             keep_partial=rules.keep_partial,
             deployed=rules.deployed,
             write_behind_after_s=rules.write_behind_after_s,
+            admit_share=rules.admit_share,
         )
 
 

@@ -35,11 +35,12 @@ class TieredReplay:
         keep_partial: bool,
         deployed: bool = False,
         write_behind_after_s: float | None = None,
+        admit_share: float = 1.0,
     ) -> None:
         """Count into `tally`. Without `keep_partial` the partial tail of a prompt is never offered.
 
         `deployed`: keep the reserve of clean slots and the fresh disk copies that a real server keeps.
-        `write_behind_after_s` is as in TieredCache; None spills only what is about to leave.
+        `write_behind_after_s` and `admit_share` are as in Backlog.
         """
         self.tally = tally
         self._keep_partial = keep_partial
@@ -62,6 +63,7 @@ class TieredReplay:
             write_behind_after_s=write_behind_after_s,
             clean_share=clean_share,
             ready_for_restart=deployed,
+            admit_share=admit_share,
         )
 
     def request(self, request: Request) -> None:

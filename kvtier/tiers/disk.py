@@ -31,7 +31,7 @@ class DiskTier:
         """Account for `n_shards` of `shard_bytes`; `cost_of` turns a frame's length into bytes taken."""
         self.policy = policy
         self.frame_bytes = 0  # stored length of all ready frames
-        self._cost_of = cost_of
+        self.cost_of = cost_of
         self._frames: dict[ChunkKey, Frame] = {}
         self._shard_bytes = shard_bytes
         self._budget = [shard_bytes] * n_shards
@@ -96,7 +96,7 @@ class DiskTier:
             if older is not None:
                 stale.append((older.shard, older.key))
                 self.drop(record.key)
-            self._add(Frame(record.key, record.shard, self._cost_of(record.n_bytes), record.n_bytes, ready=True))
+            self._add(Frame(record.key, record.shard, self.cost_of(record.n_bytes), record.n_bytes, ready=True))
             self.frame_bytes += record.n_bytes
         self._follow_frame_size()
         if any(self._room(shard) < 0 for shard in range(len(self._budget))):
@@ -115,7 +115,7 @@ class DiskTier:
         """
         assert key not in self._frames, f"{key.hex()} is on disk already"
         self._n_placed += 1
-        cost = self._cost_of(n_bytes)
+        cost = self.cost_of(n_bytes)
         shard = self._roomiest()
         evicted: list[tuple[int, ChunkKey]] = []
         if self._room(shard) < cost:

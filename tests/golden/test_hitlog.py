@@ -64,6 +64,7 @@ CASES = {
             miss_tokens=[1_999, 1_500, 2_500, 1_000, 2_000, 1_000],
             store_refused_chunks=2,
             host_dropped_chunks=1,
+            over_budget_chunks=9,
             spill_failed_chunks=3,
             corrupt_frames=4,
             foreign_frames=5,

@@ -4,7 +4,6 @@ frame holds. The machine plays both sides, failures included; no threads, no byt
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,10 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kvtier.cache import PROMISE_STEPS, QUARANTINE_STEPS, TieredCache
 from kvtier.policy.slru import Slru
-from kvtier.residency import Chain, Placement, Promotion, Resident, State
+from kvtier.residency import Placement, Promotion, Resident, State
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.host import HostTier
 from kvtier.types import ChunkKey, Lookup, Miss
+from tests.rigs.machine import Copy, Purse, Request
 
 SHARD_BYTES = 60
 MAX_REQUESTS = 5
@@ -32,30 +32,6 @@ picks = st.integers(0, 1 << 30)
 
 def frame_bytes(key: ChunkKey) -> int:
     return 5 + sum(key) % 25
-
-
-@dataclass(eq=False)
-class Request:
-    """What the engine knows of one request."""
-
-    text: str
-    n_device: int  # chunks of the head that the device has: not looked up
-    chain: Chain
-    hits: list[ChunkKey] = field(default_factory=list)  # of the last walk, if it may be loaded now
-    promised: dict[ChunkKey, Resident] = field(default_factory=dict)
-    seen_step: int = 0
-    n_offered: int = 0
-    loading: bool = False
-
-
-@dataclass(eq=False)
-class Copy:
-    """A copy between device and host, in flight."""
-
-    request: Request
-    keys: list[ChunkKey]
-    slots: list[int]
-    ends_step: int | None = None  # after a reset nobody says when it ends: it touches its slots until this step
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -80,8 +56,18 @@ class CacheMachine(RuleBasedStateMachine):
         n_slots=st.integers(1, 9),
         n_shards=st.sampled_from([2, 2, 1, 1, 0]),
         write_behind=st.sampled_from([True, True, False]),
+        admit_share=st.sampled_from([1.0, 1.0, 0.5, 0.0]),
+        budget=st.sampled_from([None, None, 300]),
     )
-    def build(self, n_slots: int, n_shards: int, *, write_behind: bool) -> None:
+    def build(
+        self,
+        n_slots: int,
+        n_shards: int,
+        *,
+        write_behind: bool,
+        admit_share: float,
+        budget: int | None,
+    ) -> None:
         self.host = HostTier(n_slots, 1, Slru(n_slots))
         self.disk = DiskTier(n_shards, SHARD_BYTES, lambda n: n, Slru(1)) if n_shards else None
         if self.disk is not None:
@@ -94,6 +80,8 @@ class CacheMachine(RuleBasedStateMachine):
             wake_spiller=lambda: None,
             delete_frame=lambda shard, key: self.deletes.append((shard, key)),
             write_behind_after_s=1.0 if write_behind else None,
+            admit_share=admit_share,
+            budget=Purse(budget) if budget is not None else None,
         )
 
     @property
@@ -490,7 +478,13 @@ def random_step(machine: CacheMachine, rng: random.Random) -> None:
 def test_long_runs_reach_what_short_ones_do_not(seed: int):
     rng = random.Random(seed)
     machine = CacheMachine()
-    machine.build(rng.randint(1, 9), rng.choice([1, 1, 2]), write_behind=rng.random() < 0.8)
+    machine.build(
+        rng.randint(1, 9),
+        rng.choice([1, 1, 2]),
+        write_behind=rng.random() < 0.8,
+        admit_share=rng.choice([1.0, 0.5]),
+        budget=rng.choice([None, 3000]),
+    )
     for _ in range(2000):
         random_step(machine, rng)
         for rule_that_holds in machine.invariants:

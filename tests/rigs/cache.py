@@ -1,5 +1,6 @@
 """TieredCache without bytes or threads: the test is the engine, and carries out the transfers when it says so."""
 
+from kvtier.budget import WriteBudget
 from kvtier.cache import TieredCache
 from kvtier.policy.slru import Slru
 from kvtier.residency import Chain, Promotion
@@ -29,7 +30,14 @@ class Rig:
     """A cache of a few slots and frames, and what an engine and the transfer threads do with it."""
 
     def __init__(
-        self, n_slots: int, n_frames: int = 0, *, write_behind_after_s: float | None = 0.0, lru: bool = False
+        self,
+        n_slots: int,
+        n_frames: int = 0,
+        *,
+        write_behind_after_s: float | None = 0.0,
+        lru: bool = False,
+        admit_share: float = 1.0,
+        budget: WriteBudget | None = None,
     ) -> None:
         self.now = 0.0
         self.jobs: list[Promotion] = []
@@ -47,6 +55,8 @@ class Rig:
             wake_spiller=self.wake,
             delete_frame=lambda shard, k: self.deleted.append((shard, k)),
             write_behind_after_s=write_behind_after_s,
+            admit_share=admit_share,
+            budget=budget,
         )
         self.stats = self.cache.stats
 

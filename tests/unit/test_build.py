@@ -303,6 +303,30 @@ def test_with_evict_only_nothing_is_written_behind(tmp_path: Path):
     assert engine.cache.n_dirty() == 8
 
 
+def test_the_write_budget_holds_across_restarts(tmp_path: Path):
+    disk = {"codec": "raw", "write_budget": "200KB/day", "write_burst": "100KB"}
+    written = 0
+    for start in (0, 200, 400):
+        engine = Engine(tmp_path / "kv", disk=disk)
+        for first in range(start, start + 96, 16):
+            engine.request(range(first, first + 16))
+            until(lambda engine=engine: not engine.cache.n_dirty())
+        assert engine.cache.stats.over_budget_chunks > 0
+        assert engine.cache.stats.spill_failed_chunks == 0
+        written += engine.cache.stats.spill_stored_bytes
+        engine.stop()
+    assert 50_000 < written <= 101_000  # what comes back in the seconds of this test included
+
+
+def test_what_is_used_once_is_not_written_if_only_a_second_use_admits(tmp_path: Path):
+    engine = Engine(tmp_path / "kv", disk={"admit": "second_use"})
+    engine.request(range(8))
+    assert engine.cache.n_dirty() == 0
+    engine.request(range(4))
+    until(lambda: engine.cache.stats.spilled_chunks == 4)
+    assert engine.cache.stats.held_back_chunks == 8
+
+
 def test_a_store_with_a_stuck_reader_is_not_closed_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     closed: list[object] = []
     close = LmdbStore.close

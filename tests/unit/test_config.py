@@ -43,6 +43,9 @@ disk:
   path: /nvme/kvtier
   capacity: 1TiB
   write: evict_only
+  admit: 25%
+  write_budget: 500GB/day
+  write_burst: 50GB
   write_behind_after: 500ms
   sync_every: 1m
   codec: raw
@@ -59,6 +62,7 @@ def test_every_key_of_a_full_file_arrives(yaml_file):
     assert (config.version, config.host.capacity.n_bytes) == (1, 64 << 30)
     assert (str(disk.path), disk.capacity.n_bytes, disk.write) == ("/nvme/kvtier", 1 << 40, "evict_only")
     assert (disk.write_behind_after_s, disk.sync_every_s, disk.codec, disk.promote_threads) == (0.5, 60.0, "raw", 8)
+    assert (disk.admit.share, disk.write_budget.n_bytes, disk.write_burst_bytes) == (0.25, 500 * 10**9, 50 * 10**9)
     assert (config.chunk.tokens, config.offload.generated, config.log.every_s, config.log.json) == (
         256,
         False,
@@ -82,6 +86,9 @@ def test_the_defaults_are_these(home):
             "path": f"{home}/.cache/kvtier",
             "capacity": "auto",
             "write": "ahead",
+            "admit": "all",
+            "write_budget": "off",
+            "write_burst": "20%",
             "write_behind_after": "2s",
             "sync_every": "5s",
             "codec": "auto",
@@ -188,8 +195,14 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(yaml_file, text, mes
 
 SIZE = "expected bytes with a unit (64GiB, 500MB), a percentage (10%) or auto"
 TIME = "expected a time with a unit (500ms, 30s, 5m)"
+ADMIT = "expected all, second_use, or a percentage of chains (25%)"
+PER_DAY = "expected bytes a day (500GB/day) or off"
+BURST = "expected bytes with a unit (64GiB, 500MB) or a percentage (20%), at most half of `disk.write_budget`"
 VERSION = "; this kvtier reads version 1: see CHANGELOG for what changed, or leave the key out"
-DISK = "path, capacity, write, write_behind_after, sync_every, codec, load, promote_threads"
+DISK = (
+    "path, capacity, write, admit, write_budget, write_burst, write_behind_after, sync_every, codec, load, "
+    "promote_threads"
+)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +214,17 @@ DISK = "path, capacity, write, write_behind_after, sync_every, codec, load, prom
         ("disk: {capacity: off}", f"`disk.capacity` is false: {SIZE}"),
         ("host: 64GiB", "`host` is '64GiB': expected keys below it (capacity)"),
         ("disk: [1]", f"`disk` is a list: expected keys below it ({DISK}), on or off"),
+        ("disk: {admit: some}", f"`disk.admit`: 'some' admits nothing: {ADMIT}"),
+        ("disk: {admit: 101%}", f"`disk.admit`: '101%' is no share: {ADMIT}"),
+        ("disk: {write_budget: 500GB}", f"`disk.write_budget`: '500GB' is no budget: {PER_DAY}"),
+        (
+            "disk: {write_budget: 500G/day}",
+            "`disk.write_budget`: '500G' is ambiguous: write 500GiB (1024-based) or 500GB (1000-based)",
+        ),
+        ("disk: {write_budget: 0B/day}", f"`disk.write_budget`: '0B/day' is no budget: {PER_DAY}, more than 0"),
+        ("disk: {write_burst: auto}", f"`disk.write_burst` is 'auto': {BURST}"),
+        ("disk: {write_burst: 60%}", f"`disk.write_burst` is '60%': {BURST}"),
+        ("disk: {write_budget: 1GB/day, write_burst: 501MB}", f"`disk.write_burst` is '501MB': {BURST}"),
         ("disk: {write: always}", "`disk.write` is 'always': expected ahead or evict_only"),
         ("disk: {promote_threads: 0}", "`disk.promote_threads` is 0: expected a whole number from 1 to 64"),
         ("disk: {promote_threads: 2.0}", "`disk.promote_threads` is 2.0: expected a whole number from 1 to 64"),

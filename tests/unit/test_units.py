@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from kvtier.errors import ConfigError
-from kvtier.units import Duration, Period, Size, format_bytes, parse_bytes
+from kvtier.units import Admit, Duration, PerDay, Period, Size, format_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -123,3 +123,27 @@ def test_bytes_are_formatted_to_about_three_digits(n_bytes, text):
 def test_formatted_bytes_can_be_parsed_and_are_close():
     for n_bytes in (1, 999, 4097, 10**6, 123_456_789, 10**12, 7 << 50):
         assert parse_bytes(format_bytes(n_bytes)) == pytest.approx(n_bytes, rel=0.006)
+
+
+@pytest.mark.parametrize(("text", "n_bytes"), [("500GB/day", 500 * 10**9), (" 1TiB/day ", 1 << 40), ("off", None)])
+def test_a_daily_amount_is_bytes_or_any_number(text, n_bytes):
+    assert PerDay(text).n_bytes == n_bytes
+
+
+@pytest.mark.parametrize("text", ["500GB", "500/day", "500GB/week", "/day", "0B/day", "auto", ""])
+def test_what_is_no_daily_amount_is_refused_with_what_was_expected(text):
+    with pytest.raises(ConfigError, match="expected"):
+        PerDay(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("all", 1.0), ("second_use", 0.0), ("25%", 0.25), ("0%", 0.0), ("100%", 1.0)]
+)
+def test_what_is_admitted_is_a_share_of_chains(text, share):
+    assert Admit(text).share == share
+
+
+@pytest.mark.parametrize("text", ["25", "second_touch", "101%", "-1%", ""])
+def test_what_admits_nothing_is_refused_with_what_was_expected(text):
+    with pytest.raises(ConfigError, match="expected all, second_use"):
+        Admit(text)
