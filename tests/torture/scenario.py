@@ -74,18 +74,23 @@ class ChildDiedError(Exception):
     """A child process ended by a signal, or without its result."""
 
 
-def in_child(work: Callable[[], object], timeout_s: float = 120.0) -> str:
-    """What `work` returns as text, run in a fork: damaged files may end it, and only it. Raises ChildDiedError.
+class Child:
+    """`work` in a fork: damaged files and failing media may end that process, and only it.
 
     Nothing of the parent may be open that a fork must not inherit: no LMDB environment, no thread that holds a lock.
     """
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reader)
-        signal.alarm(int(timeout_s))  # a hang is a death, too
+
+    def __init__(self, work: Callable[[], object], timeout_s: float = 120.0) -> None:
+        """Start it. It is killed after `timeout_s`: a hang is a death, too."""
+        self._said_by, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(writer)
+            return
+        signal.alarm(int(timeout_s))
         status = 1
         try:
+            os.close(self._said_by)
             said = str(work())
             with os.fdopen(writer, "w") as out:
                 out.write(said)
@@ -95,15 +100,22 @@ def in_child(work: Callable[[], object], timeout_s: float = 120.0) -> str:
                 os.write(writer, f"{type(error).__name__}: {error}".encode())
         finally:
             os._exit(status)
-    os.close(writer)
-    with os.fdopen(reader) as said_by:
-        text = said_by.read()
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        raise ChildDiedError(signal.Signals(os.WTERMSIG(status)).name)
-    if status:
-        raise ChildDiedError(text)
-    return text
+
+    def result(self) -> str:
+        """What `work` returned, as text. Raises ChildDiedError."""
+        with os.fdopen(self._said_by) as said_by:
+            text = said_by.read()
+        _, status = os.waitpid(self.pid, 0)
+        if os.WIFSIGNALED(status):
+            raise ChildDiedError(signal.Signals(os.WTERMSIG(status)).name)
+        if status:
+            raise ChildDiedError(text)
+        return text
+
+
+def in_child(work: Callable[[], object], timeout_s: float = 120.0) -> str:
+    """What `work` returns, as text, from a process of its own. Raises ChildDiedError."""
+    return Child(work, timeout_s).result()
 
 
 def clone(source: Path, target: Path) -> Path:
