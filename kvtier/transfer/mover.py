@@ -82,7 +82,7 @@ class Mover:
         bound = frame_bound(len(slots[0]), codec)
         n_buffers = max(1, min(SPILL_BATCH, SPILL_BUFFER_BYTES // bound))
         self._buffers = [memoryview(bytearray(bound)) for _ in range(n_buffers)]
-        self._unsynced = False
+        self._unsynced = self._syncs_fail = False
         self._synced_s = self._clock()
         self._threads = [
             threading.Thread(target=self._promote_loop, name=f"kvtier-promote-{i}", daemon=True)
@@ -117,7 +117,7 @@ class Mover:
         self._wake.set()
 
     def stop(self) -> bool:
-        """End all threads after the job each is at; the store is synced, not closed.
+        """End all threads after the job each is at; the store is synced, not closed. Takes STOP_TIMEOUT_S at most.
 
         True if no slot and no frame is touched afterwards; False if a thread is stuck in the store after
         STOP_TIMEOUT_S, which then must not be closed.
@@ -126,9 +126,9 @@ class Mover:
         self._wake.set()
         for _ in self._threads:
             self._promotions.put(None)
+        give_up_s = time.monotonic() + STOP_TIMEOUT_S
         for thread in self._threads:
-            thread.join(STOP_TIMEOUT_S)
-        self._sync(self._clock(), force=True)
+            thread.join(max(0.0, give_up_s - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     # ---- up ---------------------------------------------------------------------------------------------------------
@@ -204,6 +204,7 @@ class Mover:
                 busy = False
             if not busy:
                 self._wait()
+        self._sync(self._clock(), force=True)  # here, because a medium that hangs would hold whoever stops the engine
 
     def _wait(self) -> None:
         """Sleep until there may be work: at once when woken, else by the clock while anything is unfinished."""
@@ -299,9 +300,12 @@ class Mover:
         self._synced_s = now_s
         try:
             self._store.sync()
-            self._unsynced = False
+            self._unsynced = self._syncs_fail = False
             self._after_sync()
         except Exception as error:  # noqa: BLE001 - of whatever kind: it must not keep the engine from ending
+            if not self._syncs_fail:  # writes that succeed meanwhile keep the breaker from ever saying it
+                self._tell(f"disk tier: what was written cannot be synced, a loss of power may cost it: {error}")
+            self._syncs_fail = True
             self._write_failed(error)
 
     def _tell(self, line: str) -> None:

@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,20 @@ def test_stop_says_so_when_a_thread_is_stuck_in_the_store(monkeypatch: pytest.Mo
     for thread in rig.mover._threads:
         thread.join(PATIENCE_S)
     assert rig.mover.stop()
+
+
+def test_a_sync_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mover_module, "STOP_TIMEOUT_S", 0.05)
+    rig, go_on = Rig(MemoryStore(1, 40 * FRAME_BYTES)), threading.Event()
+    rig.store._sleep = lambda _: go_on.wait(PATIENCE_S)
+    rig.request("a")
+    rig.settle()
+    rig.store.inject(Fault(method="sync", slow_s=1.0))
+    started_s = time.monotonic()
+    assert not rig.mover.stop()
+    assert time.monotonic() - started_s < PATIENCE_S / 2
+    go_on.set()
+    until(rig.mover.stop)
 
 
 def test_stop_survives_a_sync_that_fails():

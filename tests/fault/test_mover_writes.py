@@ -108,6 +108,19 @@ def test_a_store_with_less_room_than_it_said_is_used_as_far_as_it_goes():
     assert rig.mover.stop()
 
 
+def test_failing_syncs_are_said_once_however_well_the_writes_go(rig: Rig):
+    rig.store.inject(Fault(method="sync", error=StoreError("no medium")))
+    for n, name in enumerate("abcd"):
+        rig.clock.now += 5.0
+        rig.request(name)
+        until(lambda n=n: rig.store.calls["sync"] > n)
+    assert [line for line in rig.reports if "cannot be synced" in line and "no medium" in line] == rig.reports[:1]
+    rig.store.heal()
+    rig.clock.now += 100.0
+    until(lambda: not rig.mover._unsynced)
+    rig.check_all_quiet()
+
+
 def test_failing_syncs_switch_writing_off_and_are_made_up_for(rig: Rig):
     rig.store.inject(Fault(method="sync", error=StoreError("no medium")))
     rig.request("a")
