@@ -3,6 +3,7 @@
 from tests.torture.bits import damaged_bytes
 from tests.torture.images import crash_images
 from tests.torture.kills import killed_engines
+from tests.torture.memory import steady_memory
 from tests.torture.scenario import Scenario
 from tests.torture.storage import failing_storage
 
@@ -11,4 +12,5 @@ SCENARIOS: dict[str, Scenario] = {
     "crash": crash_images,
     "kill": killed_engines,
     "storage": failing_storage,
+    "memory": steady_memory,
 }
