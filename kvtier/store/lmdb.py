@@ -13,15 +13,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import lmdb
 
 from kvtier.errors import StoreError, StoreFullError
+from kvtier.store.borrowed import Borrowed
+from kvtier.store.direct import PageReader, PageRun
 from kvtier.store.directory import LOCK, OUR_NAMES, Settled, Summary, lock_path, settle, shard_path
 from kvtier.store.erase import erase_unreachable
 from kvtier.store.lmdb_file import find_damage
+from kvtier.store.lmdb_index import PAGE_HEADER_BYTES, Entry, page_of, unpack
 from kvtier.store.manifest import MANIFEST, check_capacity, read_manifest
 from kvtier.store.private import DirectoryLock, create_file, secure_directory
 from kvtier.types import ChunkKey, Record
@@ -47,8 +49,6 @@ ERASE_WAIT_S: Final = 10.0
 
 _NEARLY_FULL_BYTES = 16 << 20
 _ENTRY_BYTES = 512  # of both B-trees per frame, when pages are as empty as LMDB lets them become
-_OVERFLOW_HEADER_BYTES = 16
-_INDEX = struct.Struct("<QQ")  # frame bytes, written_ns
 _DATABASES = (b"frames", b"index")
 _DAMAGE = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.NotFoundError, lmdb.PageNotFoundError, lmdb.IncompatibleError)
 
@@ -73,6 +73,7 @@ class LmdbStore:
         self._clock_ns = clock_ns
         self._page_bytes = shards[0].page_bytes
         self._map_bytes = settled.manifest.map_bytes
+        self._reader = PageReader([shard.path for shard in shards], self._map_bytes)
         self.capacity_bytes: Final = settled.manifest.capacity_bytes
         """Bound of all files together, as the process that settled the directory was given it."""
         self.notices: Final = settled.notices
@@ -166,7 +167,7 @@ class LmdbStore:
 
     def frame_cost(self, n_bytes: int) -> int:
         """Whole pages, and the frame's share of both B-trees at their emptiest."""
-        return -(-(n_bytes + _OVERFLOW_HEADER_BYTES) // self._page_bytes) * self._page_bytes + _ENTRY_BYTES
+        return -(-(n_bytes + PAGE_HEADER_BYTES) // self._page_bytes) * self._page_bytes + _ENTRY_BYTES
 
     def file_bytes(self) -> int:
         """Disk space the shard files occupy now. They only grow into it: space of deleted frames is used again."""
@@ -185,11 +186,12 @@ class LmdbStore:
         self._shards[shard].write(dict(puts), deletes, self._clock_ns())
 
     def read(self, shard: int, key: ChunkKey) -> AbstractContextManager[memoryview | None]:
-        """Borrow a frame's bytes, in place in the map.
+        """Borrow a frame's bytes. They come from the file: a page that the device cannot give is a StoreError.
 
         When what is stored contradicts the index the view is empty, which no frame is: it does not verify.
         """
-        return _Borrowed(self._shards[shard], key)
+        opened = self._shards[shard]
+        return Borrowed(opened, key, lambda entry: opened.read_pages(self._reader, shard, entry))
 
     def erase_deleted(self) -> int:
         """Make unreadable, on the medium too, whatever deleted or replaced frames left behind; bytes that held any.
@@ -206,6 +208,7 @@ class LmdbStore:
 
     def close(self) -> None:
         """Close all environments. What was written is in the page cache; `sync` first to have it on the medium."""
+        self._reader.close()
         for shard in self._shards:
             shard.close()
         self._lock.release()
@@ -239,25 +242,41 @@ class _Shard:
         except (lmdb.Error, OSError) as error:
             raise StoreError(_explain(self.path, "cannot be read", error)) from error
 
-    def find(self, txn: lmdb.Transaction, key: ChunkKey) -> memoryview | None:
-        """The frame of `key`, None when absent, empty when index and frame do not agree."""
+    def find(self, txn: lmdb.Transaction, key: ChunkKey) -> Entry | memoryview | None:
+        """Where the frame of `key` lies: its entry when in pages of its own, itself when in a tree; None when absent.
+
+        Empty when index and frame do not agree.
+        """
         try:
-            entry = txn.get(key, db=self._index)
+            stored = txn.get(key, db=self._index)
+            entry = unpack(stored) if stored is not None else None
+            if entry is not None and entry.page:
+                # A damaged length or page must not be followed beyond the file.
+                inside = entry.page * self.page_bytes + PAGE_HEADER_BYTES + entry.n_bytes <= self._map_bytes
+                return entry if inside else memoryview(b"")
             frame = txn.get(key, db=self._frames)
         except lmdb.Error as error:
             raise StoreError(_explain(self.path, "cannot be read", error)) from error
+        except struct.error:
+            return memoryview(b"")
         if entry is None and frame is None:
             return None
-        # LMDB does not check a length against its map: a damaged one must not be followed beyond it.
-        if entry is None or frame is None or len(entry) != _INDEX.size or _INDEX.unpack(entry)[0] != len(frame):
+        if entry is None or frame is None or entry.n_bytes != len(frame):
             return memoryview(b"")
         return memoryview(frame)
+
+    def read_pages(self, reader: PageReader, number: int, entry: Entry) -> PageRun:
+        """The pages of a frame, page header first, while a transaction keeps them from being used again."""
+        try:
+            return reader.read(number, entry.page * self.page_bytes, PAGE_HEADER_BYTES + entry.n_bytes)
+        except OSError as error:
+            raise StoreError(_explain(self.path, "cannot be read", error)) from error
 
     def records(self, number: int) -> list[Record]:
         try:
             self._check_file()
             with self._env.begin() as txn, txn.cursor(db=self._index) as cursor:
-                return [Record(ChunkKey(key), number, *_INDEX.unpack(entry)) for key, entry in cursor.iternext()]
+                return [Record(ChunkKey(key), number, *unpack(entry)[:2]) for key, entry in cursor.iternext()]
         except (lmdb.Error, OSError, struct.error) as error:
             raise StoreError(_explain(self.path, "has an index that cannot be read", error)) from error
 
@@ -279,15 +298,17 @@ class _Shard:
             raise StoreError(_explain(self.path, "cannot be written", error)) from error
 
     def _apply(self, puts: dict[ChunkKey, memoryview], deletes: Sequence[ChunkKey], written_ns: int) -> None:
-        with self._env.begin(write=True) as txn:
+        with self._env.begin(write=True, buffers=True) as txn:
             if puts and self._pages(txn) + sum(map(self._frame_pages, puts.values())) > self._full_pages:
                 raise lmdb.MapFullError("this shard's share of pages in use")
             for key in deletes:
                 txn.delete(key, db=self._index)
                 txn.delete(key, db=self._frames)
             for key, frame in puts.items():
-                txn.put(key, _INDEX.pack(len(frame), written_ns), db=self._index)
                 txn.put(key, frame, db=self._frames)
+                stored = memoryview(txn.get(key, b"", db=self._frames))
+                page = page_of(stored, key, self.page_bytes)
+                txn.put(key, Entry(len(frame), written_ns, page).pack(), db=self._index)
             self._dirty = True
 
     def erase_deleted(self) -> int:
@@ -320,7 +341,7 @@ class _Shard:
         return sum(2 * (tree["branch_pages"] + tree["leaf_pages"]) + tree["overflow_pages"] for tree in trees)
 
     def _frame_pages(self, frame: memoryview) -> int:
-        return -(-(len(frame) + _OVERFLOW_HEADER_BYTES) // self.page_bytes)
+        return -(-(len(frame) + PAGE_HEADER_BYTES) // self.page_bytes)
 
     def sync(self) -> None:
         if not self._dirty:
@@ -342,35 +363,6 @@ class _Shard:
             raise OSError("the file was replaced since it was opened")
         if status.st_size < self._map_bytes:
             raise OSError(f"the file was cut to {status.st_size} bytes since it was opened")
-
-
-class _Borrowed:
-    """The `with` block of one read: a read transaction and the view into the map that lives no longer."""
-
-    __slots__ = ("_frame", "_key", "_shard", "_txn")
-
-    def __init__(self, shard: _Shard, key: ChunkKey) -> None:
-        self._shard = shard
-        self._key = key
-
-    def __enter__(self) -> memoryview | None:
-        self._txn = self._shard.begin()
-        self._frame: memoryview | None = None
-        try:
-            self._frame = self._shard.find(self._txn, self._key)
-        except BaseException:
-            self._txn.abort()
-            raise
-        return self._frame
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        # An array over the view may still hang on the traceback of an error; it then dies with that.
-        with suppress(BufferError):
-            if self._frame is not None:
-                self._frame.release()
-        self._txn.abort()
 
 
 class _Files:
@@ -427,7 +419,7 @@ def _open_env(path: Path, map_bytes: int) -> lmdb.Environment:
         mode=0o600,
         sync=False,  # `LmdbStore.sync` does it, on a timer; a killed process loses nothing without
         writemap=False,  # a full disk would be SIGBUS instead of an error
-        readahead=True,  # cold reads: 1 GB/s; without 0.1, each page a fault of its own
+        readahead=False,  # frames are read from the file; around a tree page the kernel would read 8 MiB of them
         lock=True,
         max_spare_txns=8,  # as many reads at once reuse their transaction; each keeps one of 126 reader slots
     )

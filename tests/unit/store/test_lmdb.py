@@ -287,7 +287,7 @@ def test_the_flags_that_the_figures_rest_on_are_set(store: LmdbStore) -> None:
     assert {name: flags[name] for name in ("sync", "writemap", "readahead", "lock", "subdir")} == {
         "sync": False,
         "writemap": False,
-        "readahead": True,
+        "readahead": False,
         "lock": True,
         "subdir": False,
     }

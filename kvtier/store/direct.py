@@ -1,0 +1,169 @@
+"""Reading frames out of shard files: page range -> borrowed bytes, by file reads and never through a memory map.
+
+A page that the device cannot give is then an error of one read; under a map it is SIGBUS and the end of the process.
+What the page cache holds is copied from there, anything else is read past it (O_DIRECT): it goes to the host pool, so a
+second copy would only take memory and time. docs/performance.md has what each way of reading gave.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+MAX_OPEN_FILES: Final = 64
+"""Shard files that stay open for reading, two descriptors each: LMDB takes three more for each of up to 256 shards, and
+the common limit is 1024."""
+
+_PAGE: Final = mmap.PAGESIZE
+_NO_DIRECT: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+_PROT_NONE: Final = 0
+_MAP_FAILED: Final = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
+
+Preadv = Callable[[int, Sequence[memoryview], int], int]
+
+
+class PageReader:
+    """Reads of shard files from any thread, several at a time. `close` when no read is in flight."""
+
+    def __init__(self, paths: Sequence[Path], map_bytes: int, *, preadv: Preadv = os.preadv) -> None:
+        """Read from `paths`, each `map_bytes` long. `preadv` as in `os`: the seam at which tests break the medium."""
+        self._paths = [os.fspath(path) for path in paths]
+        self._map_bytes = map_bytes
+        self._preadv = preadv
+        self._lock = threading.Lock()
+        self._open: dict[int, _OpenFile] = {}
+        self._buffers: list[mmap.mmap] = []
+
+    def read(self, file: int, offset: int, n_bytes: int) -> PageRun:
+        """Bytes `offset` to `offset + n_bytes` of `paths[file]`; the caller closes what it gets.
+
+        `offset` is a multiple of the machine's page size. Raises OSError when the file cannot be read or ends before.
+        """
+        length = -(-n_bytes // _PAGE) * _PAGE
+        buffer = self._take_buffer(length)
+        try:
+            opened = self._borrow(file)
+            try:
+                self._fill(opened, memoryview(buffer)[:length], offset)
+            finally:
+                self._give_back(opened)
+        except BaseException:
+            self._buffers.append(buffer)
+            raise
+        return PageRun(buffer, n_bytes, self._buffers)
+
+    def close(self) -> None:
+        """Close all files."""
+        for opened in self._open.values():
+            opened.close()
+        self._open.clear()
+        self._buffers.clear()
+
+    def _fill(self, opened: _OpenFile, out: memoryview, offset: int) -> None:
+        n_read = 0
+        direct = opened.direct >= 0 and not opened.is_cached(offset, len(out))
+        while n_read < len(out):
+            try:
+                n = self._preadv(opened.direct if direct else opened.buffered, [out[n_read:]], offset + n_read)
+            except OSError as error:
+                if not direct or error.errno not in _NO_DIRECT:
+                    raise
+                direct = False  # a file system that takes the flag and then refuses the read
+                continue
+            if n == 0:
+                raise OSError(f"the file ends within a frame, at {offset + n_read}")
+            n_read += n
+            if n % _PAGE:
+                direct = False  # what remains does not begin on a boundary
+
+    def _take_buffer(self, length: int) -> mmap.mmap:
+        try:
+            buffer = self._buffers.pop()
+        except IndexError:
+            return _new_buffer(length)
+        return buffer if len(buffer) >= length else _new_buffer(length)
+
+    def _borrow(self, file: int) -> _OpenFile:
+        with self._lock:
+            opened = self._open.get(file)
+            if opened is None:
+                if len(self._open) >= MAX_OPEN_FILES:
+                    for idle in [number for number, other in self._open.items() if not other.n_readers]:
+                        self._open.pop(idle).close()
+                opened = self._open[file] = _OpenFile(self._paths[file], self._map_bytes)
+            opened.n_readers += 1
+            return opened
+
+    def _give_back(self, opened: _OpenFile) -> None:
+        with self._lock:
+            opened.n_readers -= 1
+
+
+class PageRun:
+    """What one read gave. `view` is read-only and good until `close`; without one its memory is not used again."""
+
+    __slots__ = ("_buffer", "_spare", "view")
+
+    def __init__(self, buffer: mmap.mmap, n_bytes: int, spare: list[mmap.mmap]) -> None:
+        self._buffer = buffer
+        self._spare = spare
+        self.view = memoryview(buffer)[:n_bytes].toreadonly()
+
+    def close(self) -> None:
+        """Keep the memory for another read. The caller has released what it cut from `view`."""
+        self.view.release()
+        self._spare.append(self._buffer)
+
+
+class _OpenFile:
+    """Descriptors of one file, and a mapping that is only ever asked what of it is in the page cache."""
+
+    __slots__ = ("_address", "_map_bytes", "buffered", "direct", "n_readers")
+
+    def __init__(self, path: str, map_bytes: int) -> None:
+        self.n_readers = 0
+        self._map_bytes = map_bytes
+        self.buffered = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            self.direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECT)
+        except OSError as error:
+            if error.errno not in _NO_DIRECT:
+                os.close(self.buffered)
+                raise
+            self.direct = -1  # as on some overlays: then everything goes through the page cache
+        address = _libc.mmap(None, map_bytes, _PROT_NONE, mmap.MAP_SHARED, self.buffered, 0)
+        self._address = None if address == _MAP_FAILED else address
+
+    def is_cached(self, offset: int, n_bytes: int) -> bool:
+        """Whether all of it is in the page cache. Microseconds; reads nothing."""
+        if self._address is None:
+            return False
+        n_pages = n_bytes // _PAGE
+        present = ctypes.create_string_buffer(n_pages)
+        if _libc.mincore(self._address + offset, n_bytes, present):
+            return False
+        return present.raw.count(b"\0") == 0
+
+    def close(self) -> None:
+        if self._address is not None:
+            _libc.munmap(self._address, self._map_bytes)
+        if self.direct >= 0:
+            os.close(self.direct)
+        os.close(self.buffered)
+
+
+def _new_buffer(n_bytes: int) -> mmap.mmap:
+    """Whole pages, as direct reads want them; private, or each page would be one of a shared memory file."""
+    return mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
