@@ -16,18 +16,23 @@ _PIECE_BYTES = 1 << 20
 
 
 def erase_unreachable(fd: int) -> int:
-    """Turn every page that no committed tree reaches into zeros, on the medium when this returns; bytes that were.
+    """Turn all that no committed tree needs into zeros, on the medium when this returns; bytes that were.
+
+    That is every page that none reaches, and what earlier nodes left in the empty middle of the others.
 
     The caller holds the environment's write lock and knows that no reader looks at an older snapshot. Blocks are given
     back to the file system where it can, overwritten where it cannot. ValueError when the file is damaged.
     """
-    reachable = reachable_pages(fd)
+    reachable, left_over = reachable_pages(fd)
     page_bytes = read_meta(fd).page_bytes
     n_bytes = 0
     for start, end in [*_gaps(reachable), (len(reachable), os.fstat(fd).st_size // page_bytes)]:
         for first, last in _written(fd, start * page_bytes, end * page_bytes):
             _zero(fd, first, last - first)
             n_bytes += last - first
+    for first, last in left_over:
+        os.pwrite(fd, bytes(last - first), first)
+        n_bytes += last - first
     os.fsync(fd)
     return n_bytes
 
