@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lmdb
@@ -167,6 +168,21 @@ def test_nothing_is_left_in_shared_memory(tiny: Path, tmp_path: Path) -> None:
         assert set(Path("/dev/shm").glob("vllm_offload_*")) == before
         engine.kill()
     assert set(Path("/dev/shm").glob("vllm_offload_*")) == before
+
+
+def test_what_an_engine_killed_while_starting_left_in_shared_memory_is_removed(tiny: Path, tmp_path: Path) -> None:
+    before = set(Path("/dev/shm").glob("vllm_offload_*"))
+    first = Engine(tiny, tmp_path / "first", kvtier=tree(None), **TINY)
+    with ThreadPoolExecutor(1) as starter:
+        start = starter.submit(first.__enter__)
+        while set(Path("/dev/shm").glob("vllm_offload_*")) == before and not start.done():
+            time.sleep(0.0005)
+        first.kill()
+        assert start.exception() is not None
+    left = set(Path("/dev/shm").glob("vllm_offload_*")) - before
+    with Engine(tiny, tmp_path / "log", kvtier=tree(None), **TINY) as engine:
+        assert set(Path("/dev/shm").glob("vllm_offload_*")) == before
+        assert engine.log().count("that an engine left when it was killed while starting") == len(left)
 
 
 def test_a_host_tier_smaller_than_a_chunk_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:

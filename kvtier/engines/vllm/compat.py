@@ -7,12 +7,20 @@ import re
 TESTED = ("0.32",)
 """vLLM minors whose real engine ran kvtier's end-to-end tests."""
 
-_REGION_PATH = "/dev/shm/vllm_offload_{engine_id}.mmap"  # noqa: S108 - vLLM's own name for the shared region
+_REGION_PATH = "/dev/shm/vllm_offload_{region_id}.mmap"  # noqa: S108 - vLLM's own name for the shared region
+
+REGION_GLOB = "vllm_offload_kvtier-*.mmap"
+"""Regions of engines with kvtier, and of no other."""
+
+
+def region_id(engine_id: str) -> str:
+    """What to tell vLLM's SharedOffloadRegion instead of the engine's id, so that its file is known to be ours."""
+    return f"kvtier-{engine_id}"
 
 
 def region_path(engine_id: str) -> str:
-    """Where vLLM's SharedOffloadRegion puts the file that workers and scheduler map."""
-    return _REGION_PATH.format(engine_id=engine_id)
+    """Where SharedOffloadRegion then looks for the file that workers and scheduler map."""
+    return _REGION_PATH.format(region_id=region_id(engine_id))
 
 
 def version_warning(version: str) -> str | None:

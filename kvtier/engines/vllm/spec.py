@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import mmap
-import os
+import logging
 from contextvars import ContextVar
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.platforms import current_platform
 from vllm.v1.kv_offload.cpu.gpu_worker import CPUOffloadingWorker
-from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
 
-from kvtier.engines.vllm import compat
 from kvtier.engines.vllm.host_worker import HostWorker
 from kvtier.engines.vllm.manager import KVTierManager
 from kvtier.engines.vllm.metrics import build_definitions
+from kvtier.engines.vllm.region import map_pool, open_region, unpinned
 from kvtier.errors import ConfigError
+from kvtier.machine import Machine
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
         OffloadingMetricMetadata,
         OffloadingWorker,
     )
+
+_LOG = logging.getLogger("vllm.kvtier")
 
 ENGINE: ContextVar[VllmConfig] = ContextVar("kvtier_vllm_config")
 """Set by the connector while vLLM builds the spec and its manager: vLLM hands them its OffloadingConfig only."""
@@ -46,7 +46,9 @@ class KVTierSpec(CPUOffloadingSpec):
     def get_manager(self) -> OffloadingManager:
         """Map the region the workers made, and build the manager over it. EngineCore, after all workers have mapped."""
         if self._manager is None:
-            self._manager = KVTierManager.build(ENGINE.get(), self, self._map_pool())
+            self._manager = KVTierManager.build(
+                ENGINE.get(), self, map_pool(self.config.engine_id, self.num_chunks * self.kv_bytes_per_chunk)
+            )
         return self._manager
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
@@ -59,16 +61,6 @@ class KVTierSpec(CPUOffloadingSpec):
         """Always: scheduler and workers are different processes on every platform."""
         return True
 
-    def _map_pool(self) -> memoryview:
-        path = Path(compat.region_path(self.config.engine_id))
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            pool = memoryview(mmap.mmap(fd, self.num_chunks * self.kv_bytes_per_chunk))
-        finally:
-            os.close(fd)
-        path.unlink()
-        return pool
-
     def create_worker(self, kv_caches: CanonicalKVCaches) -> Any:
         """Build the worker that copies, over this rank's part of the shared region."""
         if self.num_chunks == 0:
@@ -76,24 +68,25 @@ class KVTierSpec(CPUOffloadingSpec):
                 f"host.capacity: {self.extra_config['cpu_bytes_to_use']} bytes do not hold one chunk of "
                 f"{self.kv_bytes_per_chunk} bytes; raise host.capacity or lower chunk.tokens"
             )
-        region = SharedOffloadRegion(
-            engine_id=self.config.engine_id,
+        region = open_region(
+            self.config.engine_id,
             num_chunks=self.num_chunks,
             rank=0 if self.replicated_layout else self.config.parallel.rank,
-            kv_bytes_per_chunk=self.kv_bytes_per_chunk,
-            cpu_page_size=self.cpu_page_size_per_worker,
+            bytes_per_chunk=self.kv_bytes_per_chunk,
+            page_bytes=self.cpu_page_size_per_worker,
         )
-        # The scheduler unlinks the file once it has mapped it too, so that no way of dying leaves it behind.
-        region._creator = False  # noqa: SLF001
         try:
             if current_platform.is_cpu():
                 return HostWorker(kv_caches, self.blocks_per_chunk, region)
-            return CPUOffloadingWorker(
+            worker = CPUOffloadingWorker(
                 kv_caches=kv_caches,
                 blocks_per_chunk=self.blocks_per_chunk,
                 num_cpu_chunks=self.num_chunks,
                 mmap_region=region,
             )
+            if not region.is_pinned:
+                _LOG.warning("kvtier: %s", unpinned(Machine.here(), region.total_size_bytes))
         except Exception:
             region.cleanup()
             raise
+        return worker
