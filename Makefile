@@ -12,7 +12,7 @@ pytest  := $(bin)/python -m pytest -o faulthandler_timeout=590
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check fmt fmt-check lint types layers torture bench e2e docs docs-check clean
+.PHONY: help setup demo test check fmt fmt-check lint types layers torture soak bench e2e docs docs-check clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ layers: setup ## import contracts, and no file over 500 lines
 
 torture: setup ## every kind of fault against the real cache, some minutes, and a table of what happened (ARGS="--seed 1 --json")
 	@$(bin)/python -m tests.torture $(ARGS)
+
+soak: setup ## mixed traffic with all of these faults at random, 30 minutes (ARGS="--minutes 5 --seed 1")
+	@$(bin)/python -m tests.torture.soak $(ARGS)
 
 bench: setup ## micro-benchmarks of codec, store and eviction policy
 	$(bin)/python tools/bench.py

@@ -257,7 +257,7 @@ def truncated(setting: Setting, clean: Path) -> Row:
     row, rng = Row("damage", "shard file truncated"), setting.rng("truncated")
     work = setting.folder / "work"
     with timed(row):
-        for n in range(setting.n(60, 4)):
+        for n in range(setting.n(60, 3)):
             clone(clean, work)
             shard = rng.choice(sorted(work.glob("shard-*.lmdb")))
             os.truncate(shard, rng.choice([0, 1, rng.randrange(PAGE * 3), rng.randrange(shard.stat().st_size)]))
@@ -275,7 +275,7 @@ def damaged_trees(setting: Setting, clean: Path) -> Row:
     work = setting.folder / "work"
     died = []
     with timed(row):
-        for n in range(setting.n(300, 15)):
+        for n in range(setting.n(300, 8)):
             setting.tell(f"trees: {n}")
             clone(clean, work)
             shard = rng.choice(sorted(work.glob("shard-*.lmdb")))

@@ -7,7 +7,7 @@
 import hashlib
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ class Engine:
         """Build over `folder`. `wrap` puts something around the store: faults, a journal."""
         self.reports: list[str] = []
         self.outcome = Outcome()
+        self.noticed = 0  # what a caller has reported of the counters
         self._chunk_bytes = chunk_bytes
         self._pool = memoryview(bytearray(n_slots * chunk_bytes))
         self.n_slots = n_slots
@@ -111,57 +112,71 @@ class Engine:
         head = self.kvtier.family + NO_ADAPTER + NO_TENANT
         return [ChunkKey(head + chunk_hash) for chunk_hash in chunk_hashes(prompt, n_chunks)]
 
-    def request(self, prompt: int, n_chunks: int, *, copies_fail: bool = False) -> int:
-        """Look a prompt up, load what hits and compare it, compute and store the rest. Returns the chunks that hit."""
+    def request(self, prompt: int, n_chunks: int, *, copies_fail: bool = False) -> None:
+        """Look a prompt up, load what hits and compare it, compute and store the rest."""
+        self.requests([(prompt, n_chunks)], copies_fail=copies_fail)
+
+    def requests(self, prompts: Sequence[tuple[int, int]], *, copies_fail: bool = False) -> None:
+        """Several at once, step by step in turn, as a scheduler does: `(prompt, chunks)` each."""
+        running = [self._serve(self.keys(*prompt), copies_fail=copies_fail) for prompt in prompts]
+        while running:
+            running = [request for request in running if next(request, True) is None]
+            self._call(self.cache.step_ended)
+            if running:
+                time.sleep(0.0002)
+
+    def _serve(self, keys: Sequence[ChunkKey], *, copies_fail: bool) -> Iterator[None]:
+        """One request; yields whenever it has to wait for the next step."""
         self.outcome.requests += 1
-        chain = None
+        started_s = time.monotonic()
         try:
             chain = self._call(self.cache.open_chain)
-            return self._serve(chain, self.keys(prompt, n_chunks), copies_fail=copies_fail)
+            try:
+                while (n_hits := self._walk(chain, keys)) is None:
+                    if time.monotonic() - started_s > PATIENCE_S:
+                        raise TimeoutError("the request was never scheduled")
+                    yield
+                self.outcome.worst_wait_s = max(self.outcome.worst_wait_s, time.monotonic() - started_s)
+                self._onload(chain, keys[:n_hits], failed=copies_fail)
+                self._offload(chain, keys[n_hits:], failed=copies_fail)
+            finally:
+                self._call(self.cache.close_chain, chain)
         except Exception as error:  # noqa: BLE001 - whatever reaches the engine is a failed request
             self.outcome.failed += 1
             self.outcome.errors.append(f"{type(error).__name__}: {error}")
-            return 0
-        finally:
-            if chain is not None:
-                self._call(self.cache.close_chain, chain)
-            self._call(self.cache.step_ended)
 
-    def _serve(self, chain: Any, keys: Sequence[ChunkKey], *, copies_fail: bool) -> int:
-        started_s = time.monotonic()
-        n_hits = self._walk(chain, keys)
-        self.outcome.worst_wait_s = max(self.outcome.worst_wait_s, time.monotonic() - started_s)
-        if n_hits:
-            slots = self._call(self.cache.begin_onload, chain, keys[:n_hits])
-            if slots is None:
-                raise RuntimeError("a chunk that was promised is gone")
-            for key, slot in zip(keys, slots, strict=False):
-                self.outcome.wrong += bytes(self._slot(slot)) != content(key, self._chunk_bytes)
-                self.outcome.hits[chain.sources[key]] += 1
-            self._call(self.cache.end_onload, keys[:n_hits], failed=copies_fail)
-        offload = self._call(self.cache.begin_offload, chain, keys[n_hits:])
+    def _walk(self, chain: Any, keys: Sequence[ChunkKey]) -> int | None:
+        """How many chunks of the head hit; None while some are on their way."""
+        self.kvtier.last_engine_call_s = time.monotonic()
+        if not self._call(self.cache.begin_walk, chain, len(keys)):
+            return None
+        n_hits = 0
+        for key in keys:
+            answer = self._call(self.cache.lookup, chain, key)
+            if answer is Lookup.PENDING:
+                n_hits = -len(keys)
+            elif answer is Lookup.MISS:
+                break
+            n_hits += 1
+        return n_hits if n_hits >= 0 else None
+
+    def _onload(self, chain: Any, keys: Sequence[ChunkKey], *, failed: bool) -> None:
+        if not keys:
+            return
+        slots = self._call(self.cache.begin_onload, chain, keys)
+        if slots is None:
+            raise RuntimeError("a chunk that was promised is gone")
+        for key, slot in zip(keys, slots, strict=True):
+            self.outcome.wrong += bytes(self._slot(slot)) != content(key, self._chunk_bytes)
+            self.outcome.hits[chain.sources[key]] += 1
+        self._call(self.cache.end_onload, keys, failed=failed)
+
+    def _offload(self, chain: Any, keys: Sequence[ChunkKey], *, failed: bool) -> None:
+        offload = self._call(self.cache.begin_offload, chain, keys)
         for key, slot in zip(offload.keys, offload.slots, strict=True):
             self._slot(slot)[:] = content(key, self._chunk_bytes)
-        self._call(self.cache.end_offload, offload.keys, failed=copies_fail)
-        self.outcome.computed += len(keys) - n_hits
-        return n_hits
-
-    def _walk(self, chain: Any, keys: Sequence[ChunkKey]) -> int:
-        give_up_s = time.monotonic() + PATIENCE_S
-        while True:
-            self.kvtier.last_engine_call_s = time.monotonic()
-            if self._call(self.cache.begin_walk, chain, len(keys)):
-                answers = []
-                for key in keys:
-                    answers.append(self._call(self.cache.lookup, chain, key))
-                    if answers[-1] is Lookup.MISS:
-                        break
-                if Lookup.PENDING not in answers:
-                    return answers.count(Lookup.HIT)
-            if time.monotonic() > give_up_s:
-                raise TimeoutError("the request was never scheduled")
-            time.sleep(0.0002)
-            self._call(self.cache.step_ended)
+        self._call(self.cache.end_offload, offload.keys, failed=failed)
+        self.outcome.computed += len(keys)
 
     def idle(self) -> None:
         """The engine has had nothing to do for a while: the spiller may take all its time."""
@@ -217,7 +232,8 @@ def _opener(wrap: Callable[[Store], Store] | None) -> Any:
     return Opener
 
 
-def traffic(engine: Engine, rng: random.Random, *, n_prompts: int = 60, max_chunks: int = 12) -> None:
-    """One request as a server sees them: few prompts often, many seldom, of any length, now and then a failed copy."""
-    prompt = int(rng.paretovariate(0.8)) % n_prompts
-    engine.request(prompt, 1 + prompt * 7 % max_chunks, copies_fail=rng.random() < 0.01)
+def traffic(engine: Engine, rng: random.Random, *, n_prompts: int = 60, max_chunks: int = 12, at_once: int = 1) -> None:
+    """Requests as a server sees them: few prompts often, many seldom, of any length, now and then a failed copy."""
+    drawn = [int(rng.paretovariate(0.8)) % n_prompts for _ in range(at_once)]
+    prompts = [(prompt, 1 + prompt * 7 % max_chunks) for prompt in drawn]
+    engine.requests(prompts, copies_fail=rng.random() < 0.01)

@@ -223,7 +223,7 @@ def failing_stores(setting: Setting) -> Iterator[Row]:
     ):
         row = Row("crash", fault)
         with timed(row):
-            for n in range(0, n_writes, setting.n(1, 6)):
+            for n in range(0, n_writes, setting.n(1, 12)):
                 setting.tell(f"{fault}: {n} of {n_writes}")
                 broken = Fault(method="write", after=n, **what)  # type: ignore[arg-type]
                 seen = json.loads(in_child(lambda broken=broken: json.dumps(_run_with(setting, broken))))  # type: ignore[misc]

@@ -77,7 +77,7 @@ def _all(setting: Setting) -> Iterator[tuple[Row, Callable[[], str] | None]]:
         folder = _folder(setting, what)
         seconds = 0.7 if not fault.slow_s else 1.3 * slow_s
         yield Row("storage", f"store: {what}"), lambda f=folder, x=fault, s=seconds: _with_fault(f, x, s)  # type: ignore[misc]
-    shim = _shim(setting)
+    shim = build_shim(setting.folder)
     for what, field, number in (
         ("ENOSPC", 0, errno.ENOSPC), ("EIO", 0, errno.EIO), ("EROFS", 0, errno.EROFS), ("EDQUOT", 0, errno.EDQUOT),
         ("EIO from reads", 1, errno.EIO), ("EIO from syncs", 2, errno.EIO), ("EMFILE from open", 3, errno.EMFILE),
@@ -210,12 +210,12 @@ def _with_fault(folder: Path, fault: Fault, faulty_s: float) -> str:
 # ---- system calls that fail
 
 
-def _shim(setting: Setting) -> Path | str:
-    """The library, built; or why there is none."""
+def build_shim(folder: Path) -> Path | str:
+    """The library of shim.c, built in `folder`; or why there is none."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None or not sys.platform.startswith("linux"):
         return "needs Linux and a C compiler"
-    built = setting.folder / "shim.so"
+    built = folder / "shim.so"
     command = [compiler, "-O1", "-shared", "-fPIC", "-o", str(built), str(Path(__file__).with_name("shim.c")), "-ldl"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return built if done.returncode == 0 else f"shim.c does not compile here: {done.stderr.strip()[-200:]}"
