@@ -59,8 +59,9 @@ torture: setup ## every kind of fault against the real cache, some minutes, and 
 soak: setup ## mixed traffic with all of these faults at random, 30 minutes (ARGS="--minutes 5 --seed 1")
 	@$(bin)/python -m tests.torture.soak $(ARGS)
 
-bench: setup ## micro-benchmarks of codec, store and eviction policy
-	$(bin)/python tools/bench.py
+bench: setup ## measure codec, disk and index on this machine, quickly (kvtier bench all, without --quick, takes minutes)
+	@mkdir -p .cache
+	$(bin)/kvtier bench all --quick --dir .cache
 
 e2e: setup ## the tests with a real engine
 	$(pytest) integration

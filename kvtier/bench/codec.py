@@ -1,0 +1,104 @@
+"""Codec: chunks -> frames and back on one thread, beside plain zstd level 1, memcpy and the entropy of the bytes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from kvtier.bench import kv
+from kvtier.bench.base import Conditions, Result, time_in_turns
+from kvtier.bench.ceilings import memcpy
+from kvtier.bench.kv import KvData
+from kvtier.bench.peers import PlainZstd, in_order
+from kvtier.codec.frame import frame_bound, open_into, seal_into
+from kvtier.codec.registry import RAW, codec_for
+from kvtier.errors import FrameCorruptError
+from kvtier.types import NAMESPACE_BYTES, ChunkKey
+
+_KEY = ChunkKey(b"bench".ljust(NAMESPACE_BYTES, b"\0") + bytes(32))
+_MAX_ROUND_BYTES = 32 << 20
+"""KV in one round: enough that no cache holds it, little enough that both arms of a round see the same machine."""
+
+
+def run(conditions: Conditions) -> Iterator[Result]:
+    """bf16, as most models keep their KV, under `codec.*`; all of a capture besides, as `codec.DTYPE.TOKENS.*`."""
+    captured = kv.captures(conditions.sample)
+    main = max((data for data in captured if data.dtype == "bfloat16"), key=lambda data: data.chunk_bytes, default=None)
+    main = main or kv.synthetic(conditions.chunk_bytes, 16)
+    conditions.note(f"codec.*: {main.source}, chunks of {main.chunk_bytes} bytes")
+    yield from _measure("codec", main, conditions)
+    for data in captured:
+        if data is not main:
+            name = f"codec.{data.dtype}.{data.tokens_per_chunk}_tokens"
+            conditions.note(f"{name}.*: {data.source}, chunks of {data.chunk_bytes} bytes")
+            yield from _measure(name, data, conditions)
+
+
+def _measure(name: str, data: KvData, conditions: Conditions) -> Iterator[Result]:
+    chunks = data.chunks[: max(2, min(conditions.data_bytes, _MAX_ROUND_BYTES) // data.chunk_bytes)]
+    n_bytes = sum(map(len, chunks))
+    conditions.progress(
+        f"{data.dtype}, {len(chunks)} chunks of {data.chunk_bytes} bytes, {conditions.n_repeats} rounds"
+    )
+    codec = codec_for(data.dtype)
+    room = memoryview(bytearray(frame_bound(data.chunk_bytes, codec)))
+    zstd = PlainZstd(data.chunk_bytes)
+    frames = [memoryview(bytes(room[: seal_into(chunk, room, key=_KEY, codec=codec)])) for chunk in chunks]
+    payloads = [memoryview(bytes(zstd.compress(chunk))) for chunk in chunks]
+    raw_frames = [memoryview(bytes(room[: seal_into(chunk, room, key=_KEY, codec=RAW)])) for chunk in chunks]
+    slot = memoryview(bytearray(data.chunk_bytes))
+    for chunk, frame in zip(chunks, frames, strict=True):
+        open_into(frame, slot, key=_KEY)
+        if slot != chunk:
+            raise FrameCorruptError(f"bench codec: a {data.dtype} chunk did not come back as it went in")
+    timings = time_in_turns(
+        {
+            "seal": in_order(lambda i: seal_into(chunks[i], room, key=_KEY, codec=codec), len(chunks)),
+            "zstd1_in": in_order(lambda i: zstd.compress(chunks[i]), len(chunks)),
+            "open": in_order(lambda i: open_into(frames[i], slot, key=_KEY), len(chunks)),
+            "zstd1_out": in_order(lambda i: zstd.decompress(payloads[i], slot), len(chunks)),
+            "raw_in": in_order(lambda i: seal_into(chunks[i], room, key=_KEY, codec=RAW), len(chunks)),
+            "raw_out": in_order(lambda i: open_into(raw_frames[i], slot, key=_KEY), len(chunks)),
+            "memcpy": memcpy(n_bytes),
+        },
+        conditions.n_repeats,
+    )
+    ratio = n_bytes / sum(map(len, frames))
+    yield Result(
+        f"{name}.ratio",
+        ratio,
+        "x",
+        {"zstd1": n_bytes / sum(map(len, payloads)), "entropy_of_planes": entropy_bound(chunks, data.dtype)},
+    )
+    yield Result(f"{name}.compress_vs_zstd1", timings.speedup("seal", "zstd1_in"), "x")
+    yield Result(f"{name}.decompress_vs_zstd1", timings.speedup("open", "zstd1_out"), "x")
+    for what, ours, raw, peer in (
+        ("compress", "seal", "raw_in", "zstd1_in"),
+        ("decompress", "open", "raw_out", "zstd1_out"),
+    ):
+        against = {"zstd1": peer, "no_compression": raw, "memcpy": "memcpy"}
+        yield Result(
+            f"{name}.{what}",
+            timings.rate(ours, n_bytes),
+            "GB/s",
+            {label: timings.rate(work, n_bytes) for label, work in against.items()},
+        )
+
+
+def entropy_bound(chunks: Sequence[memoryview], dtype: str) -> float:
+    """Best ratio of any coder that takes each byte of a value by itself, knowing only how often each byte occurs.
+
+    Shannon's order-0 entropy of the high and the low bytes for 16-bit values, of all bytes for others. Over all chunks
+    together, so the estimate's own bias (255 / 2n nats a plane) is below 1e-4.
+    """
+    raw = np.concatenate([np.frombuffer(chunk, dtype=np.uint8) for chunk in chunks])
+    n_planes = 2 if dtype in ("bfloat16", "float16") else 1
+    bits = [_entropy_bits(np.bincount(raw[plane::n_planes], minlength=256)) for plane in range(n_planes)]
+    return 8 / max(1e-9, statistics.fmean(bits))
+
+
+def _entropy_bits(counts: np.ndarray) -> float:
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
