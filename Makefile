@@ -3,19 +3,22 @@
 VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 TESTS  ?= tests integration
+SGLANG ?= 0.5.23
 
 bin     := $(VENV)/bin
 engine  := $(VENV)/.kvtier-engine
 project := $(VENV)/.kvtier-project
+sglang  := $(VENV)-sglang-$(SGLANG)
 # Tests with an engine take minutes; the traceback of a hang comes before their own timeout, not in the middle of them.
 pytest  := $(bin)/python -m pytest -o faulthandler_timeout=590
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check fmt fmt-check lint types layers torture soak bench e2e docs docs-check clean
+.PHONY: help setup demo test check fmt fmt-check lint types layers torture soak bench e2e sglang-setup e2e-sglang docs \
+        docs-check clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(project) ## virtual environment in .venv: vLLM for CPU, kvtier, development tools (VENV=DIR PYTHON=python3.11)
 
@@ -65,6 +68,12 @@ bench: setup ## measure codec, disk and index on this machine, quickly (kvtier b
 
 e2e: setup ## the tests with a real engine
 	$(pytest) integration
+
+sglang-setup: setup ## SGLang for a CPU beside .venv, for the tests with it (SGLANG=0.5.21 for another version)
+	@tools/setup.sh sglang $(sglang) $(VENV) $(SGLANG)
+
+e2e-sglang: sglang-setup ## the tests with a real SGLang; about 10 minutes
+	$(sglang)/bin/python -m pytest -o faulthandler_timeout=590 -W default --timeout 900 integration/sglang
 
 docs: setup ## renew the generated parts of the documentation and check its links
 	$(bin)/python tools/config_table.py

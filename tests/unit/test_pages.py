@@ -65,7 +65,7 @@ def test_the_memory_of_a_page_that_is_not_there_stays_as_it_was_and_what_follows
     rig = start()
     rig.put(["a", "c"])
     got, content = rig.get(["a", "b", "c"])
-    assert got == [Source.HOST, Miss.NEW, Miss.LOAD_FAILED]
+    assert got == [Source.HOST, Miss.NEW, Miss.NEW]
     assert content == [page("a"), bytes(PAGE_BYTES), bytes(PAGE_BYTES)]
 
 

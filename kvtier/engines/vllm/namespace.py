@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvtier.codec.frame import FORMAT_VERSION
-from kvtier.engines.vllm.fingerprint import file_fingerprint, folder_fingerprint
+from kvtier.engines.fingerprint import file_fingerprint, folder_fingerprint
 from kvtier.keys import Namespace
 
 _LOG = logging.getLogger("vllm.kvtier")

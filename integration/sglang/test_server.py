@@ -1,0 +1,157 @@
+"""A real SGLang server over kvtier: the answers are those without it, whatever happens to server or disk."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from integration.sglang.damage import flip_bits
+from integration.sglang.server import PAGE, Answer, SglangServer
+from integration.vllm.models import make_llama
+from kvtier.engines.sglang import plugin
+
+N_TOKENS = 600
+FULL = N_TOKENS // PAGE * PAGE
+TINY = ["--dtype", "float32"]
+"""32-bit: in bf16, prefill boundaries move greedy answers in plain SGLang too."""
+
+
+def prompt(seed: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(10, 4096) for _ in range(N_TOKENS)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("models") / "tiny", seed=1)
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[int]]:
+    """Answers of SGLang without a storage backend."""
+    with SglangServer(model, tmp_path_factory.mktemp("plain") / "log", args=TINY) as server:
+        answers = {seed: server.generate(prompt(seed)).tokens for seed in range(4)}
+    assert len({tuple(tokens) for tokens in answers.values()}) == len(answers)
+    return answers
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    return tmp_path / "disk"
+
+
+@pytest.fixture
+def yaml(tmp_path: Path, disk: Path) -> Path:
+    file = tmp_path / "kvtier.yaml"
+    file.write_text(f"disk: {{path: {disk}, capacity: 256MiB}}\nhost: {{capacity: 32MiB}}\nlog: {{every: 1s}}\n")
+    return file
+
+
+def short_form(yaml: Path) -> list[str]:
+    return [*TINY, "--hicache-storage-backend", "kvtier", "--hicache-storage-backend-extra-config", f"@{yaml}"]
+
+
+def long_form(yaml: Path) -> list[str]:
+    extra = json.dumps({**plugin.LOADED_AS, "config": str(yaml)})
+    return [*TINY, "--hicache-storage-backend", "dynamic", "--hicache-storage-backend-extra-config", extra]
+
+
+def stored(server: SglangServer, n_pages: int, n_ranks: int = 1) -> None:
+    server.wait_for_metric("kvtier_spilled_chunks_total", n_pages * n_ranks)
+
+
+def test_restart_kill_flush_detach_attach_and_clear(
+    model: Path, plain: dict[int, list[int]], yaml: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "first.log"
+    with SglangServer(model, first, args=short_form(yaml)) as server:
+        for seed in (0, 1):
+            assert server.generate(prompt(seed)).tokens == plain[seed]
+        stored(server, 2 * FULL // PAGE)
+        server.flush()
+        again = server.generate(prompt(0))
+        assert again.tokens == plain[0]
+        assert again.cached == {"device": 0, "host": 0, "storage": FULL}
+        server.kill()
+    assert "asked" in first.read_text(errors="replace"), "the hit-rate line"
+
+    with SglangServer(model, tmp_path / "second.log", args=long_form(yaml)) as server:
+        for seed in (0, 1):
+            answer = server.generate(prompt(seed))
+            assert (answer.tokens, answer.cached["storage"]) == (plain[seed], FULL)
+        server.wait_for_metric("kvtier_hit_tokens_total", 2 * FULL, source="disk")
+
+        server.detach()
+        server.flush()
+        assert server.generate(prompt(0))[:2] == Answer(plain[0], {"device": 0, "host": 0, "storage": 0}, 0)[:2]
+        server.attach(json.dumps({**plugin.LOADED_AS, "config": str(yaml)}))
+        server.flush()
+        assert server.generate(prompt(0))[:2] == Answer(plain[0], {"device": 0, "host": 0, "storage": FULL}, 0)[:2]
+
+        server.generate(prompt(2), cache_salt="tenant a")
+        server.flush()
+        assert server.generate(prompt(2), cache_salt="tenant b").cached["storage"] == 0
+        server.flush()
+        assert server.generate(prompt(2), cache_salt="tenant a").cached["storage"] == FULL
+
+        server.clear()
+        server.flush()
+        assert server.generate(prompt(0))[:2] == Answer(plain[0], {"device": 0, "host": 0, "storage": 0}, 0)[:2]
+        server.flush()
+        assert server.generate(prompt(0)).cached["storage"] == FULL
+        server.stop()
+
+
+def test_damage_and_another_layout_and_random_failures_are_misses(
+    model: Path, plain: dict[int, list[int]], yaml: Path, disk: Path, tmp_path: Path
+) -> None:
+    with SglangServer(model, tmp_path / "first.log", args=short_form(yaml)) as server:
+        for seed in (0, 1):
+            server.generate(prompt(seed))
+        stored(server, 2 * FULL // PAGE)
+        server.detach()
+        assert flip_bits(disk) >= 2 * FULL // PAGE
+        server.attach(json.dumps({**plugin.LOADED_AS, "config": str(yaml)}))
+        server.flush()
+        damaged = server.generate(prompt(0))
+        assert damaged.tokens == plain[0]
+        assert damaged.cached["storage"] == 0
+        server.wait_for_metric("kvtier_corrupt_frames_total", 1)
+        stored(server, 3 * FULL // PAGE)
+        server.flush()
+        assert server.generate(prompt(0)).cached["storage"] == FULL, "what was damaged has been stored anew"
+        server.flush()
+        server.kill()
+
+    injector = {"SGLANG_TEST_HICACHE_BACKEND_RANDOM_FAILURE": "0.3"}
+    with SglangServer(
+        model, tmp_path / "second.log", layout="page_first_direct", args=short_form(yaml), env=injector
+    ) as server:
+        hits = []
+        for _ in range(12):
+            for seed in (0, 3):
+                answer = server.generate(prompt(seed))
+                assert answer.tokens == plain[seed]
+                hits.append(answer.cached["storage"])
+            server.flush()
+        assert hits[:2] == [0, 0], "what another layout wrote"
+        assert set(hits) == {0, FULL}
+        server.wait_for_metric("kvtier_miss_tokens_total", PAGE, reason="foreign")
+
+
+def test_two_ranks_store_and_load_their_halves(
+    model: Path, plain: dict[int, list[int]], yaml: Path, tmp_path: Path
+) -> None:
+    two = [*short_form(yaml), "--tp-size", "2"]
+    env = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+    with SglangServer(model, tmp_path / "first.log", args=two, env=env) as server:
+        answers = {seed: server.generate(prompt(seed)).tokens for seed in (0, 1)}
+        stored(server, 2 * FULL // PAGE, n_ranks=2)
+        server.kill()
+    with SglangServer(model, tmp_path / "second.log", args=two, env=env) as server:
+        for seed in (0, 1):
+            answer = server.generate(prompt(seed))
+            assert (answer.tokens, answer.cached["storage"]) == (answers[seed], FULL)

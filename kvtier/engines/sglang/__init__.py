@@ -1,0 +1,1 @@
+"""SGLang adapter: a HiCacheStorage backend on top of kvtier's pages."""
