@@ -16,7 +16,8 @@ from kvtier.epoch import NAMESPACES, Epoch
 from kvtier.errors import ConfigError, KvtierError, StoreError
 from kvtier.machine import DiskSpace
 from kvtier.observe.hitlog import HitLog
-from kvtier.observe.rate import PrefillRate
+from kvtier.observe.load import CopyRate
+from kvtier.observe.rate import Cost, PrefillRate
 from kvtier.observe.recorder import TraceRecorder
 from kvtier.observe.stats import Gauges, Stats
 from kvtier.policy.gate import LoadGate
@@ -27,6 +28,7 @@ from kvtier.store.lmdb import LmdbStore, shard_map_bytes_for
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.host import HostTier
 from kvtier.transfer.mover import Mover
+from kvtier.transfer.probe import PROBE_BYTES, LoadProbe, sample
 from kvtier.transfer.slots import Slots
 from kvtier.types import Source
 from kvtier.usage import Usage
@@ -46,9 +48,12 @@ LOCK = "engine.lock"
 class Kvtier:
     """One engine's cache with its threads. Made by `build`; `stop` ends it."""
 
-    def __init__(self, cache: TieredCache, epoch: Epoch, namespace: Namespace, prefill_rate: PrefillRate) -> None:
+    def __init__(
+        self, cache: TieredCache, epoch: Epoch, namespace: Namespace, prefill_rate: PrefillRate, copy_rate: CopyRate
+    ) -> None:
         self.cache = cache
         self.prefill_rate = prefill_rate
+        self.copy_rate = copy_rate
         self.last_engine_call_s = time.monotonic()
         self.recorder: TraceRecorder | None = None
         self._epoch = epoch
@@ -128,6 +133,7 @@ def build(
             report(f"disk tier is off, the engine runs without it: {error}")
             close_store()
     if kvtier is None:
+        prefill_rate, copy_rate = PrefillRate(), CopyRate()
         cache = make_cache(
             host,
             None,
@@ -136,8 +142,14 @@ def build(
             wake_spiller=_nothing,
             delete_frame=_nothing,
             write_behind_after_s=None,
+            gate=LoadGate(
+                chunk_bytes=geometry.chunk_bytes,
+                tokens_per_chunk=geometry.tokens_per_chunk,
+                prefill=prefill_rate,
+                device=copy_rate,
+            ),
         )
-        kvtier = Kvtier(cache, epoch, namespace, PrefillRate())
+        kvtier = Kvtier(cache, epoch, namespace, prefill_rate, copy_rate)
 
     kvtier.recorder = _open_recorder(config, geometry, report)
     if kvtier.recorder is not None:
@@ -192,8 +204,9 @@ def _with_disk(
     report: Callable[[str], None],
     make_cache: Callable[..., TieredCache],
 ) -> Kvtier:
-    prior = Prior(folder / NAMESPACES, namespace, "prefill")
-    prefill_rate = PrefillRate(prior.load())
+    prior = Prior(folder / NAMESPACES, namespace, "prefill", len(Cost._fields))
+    known = prior.load()
+    prefill_rate, copy_rate = PrefillRate(Cost(*known) if known is not None else None), CopyRate()
     mover = Mover(
         slots,
         store,
@@ -226,17 +239,33 @@ def _with_disk(
         gate=LoadGate(
             chunk_bytes=geometry.chunk_bytes,
             tokens_per_chunk=geometry.tokens_per_chunk,
-            prefill_tokens_per_s=lambda: prefill_rate.tokens_per_s,
+            prefill=prefill_rate,
+            device=copy_rate,
             mode=disk_config.load,
+            min_tokens=disk_config.min_tokens or 0,
+            n_lanes=disk_config.promote_threads,
         ),
         admit_share=disk_config.admit.share,
         budget=budget,
     )
-    kvtier = Kvtier(cache, epoch, namespace, prefill_rate)
-    mover.start(cache, lambda: kvtier.last_engine_call_s, after_sync=lambda: prior.save(prefill_rate.tokens_per_s))
+    kvtier = Kvtier(cache, epoch, namespace, prefill_rate, copy_rate)
+    probe = LoadProbe(
+        store,
+        sample(disk.frames(), len(disk), max(disk_config.promote_threads, PROBE_BYTES // geometry.chunk_bytes)),
+        geometry.chunk_bytes,
+        n_threads=disk_config.promote_threads,
+        tell=cache.assume_load_rate,
+    )
+
+    def keep_rate() -> None:
+        if prefill_rate.cost is not None:
+            prior.save(prefill_rate.cost)
+
+    mover.start(cache, lambda: kvtier.last_engine_call_s, after_sync=keep_rate)
+    probe.start()
 
     def stop() -> None:
-        stopped = mover.stop()
+        stopped = all((probe.stop(), mover.stop()))
         if budget is not None:
             budget.close()
         if stopped:

@@ -10,7 +10,9 @@ import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtier.backlog import CLEAN_SHARE, Backlog
+from kvtier.observe.rate import PrefillRate
 from kvtier.observe.stats import Gauges, Stats
+from kvtier.policy.gate import LoadGate
 from kvtier.residency import Chain, Placement, Promises, Promotion, Resident, State
 from kvtier.types import Lookup, Miss, Source
 
@@ -18,16 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from kvtier.budget import WriteBudget
-    from kvtier.policy.gate import LoadGate
     from kvtier.tiers.disk import DiskTier
     from kvtier.tiers.host import HostTier
     from kvtier.types import ChunkKey
 
 PINNED_SHARE = 0.875
 """Promotions may not pin more of the host pool than this: the rest keeps taking stores."""
-
-MAX_WAIT_S = 10.0
-"""A request that has waited so long for its promotions goes on without them."""
 
 QUARANTINE_STEPS = 16
 """Engine steps after a reset until copies that were in flight have surely ended (pipeline depth included)."""
@@ -89,7 +87,9 @@ class TieredCache:
         self._submit_promotion = submit_promotion
         self._wake_spiller = wake_spiller
         self._delete_frame = delete_frame
-        self._gate = gate
+        self._gate = gate or LoadGate(
+            chunk_bytes=host.chunk_bytes, tokens_per_chunk=1, prefill=PrefillRate(), mode="always"
+        )
         self._lock = threading.Lock()
         self._promises = Promises(host.release)
         self._backlog = Backlog(
@@ -104,7 +104,6 @@ class TieredCache:
         self._quarantine: list[tuple[int, Resident]] = []
         self._step = 0
         self._n_promoting = 0
-        self._reads_hang = False  # from when a request gave up waiting until a promotion ends again
         self._max_promised = int(host.n_slots * PINNED_SHARE)
         self._ready_for_restart = ready_for_restart
 
@@ -129,32 +128,30 @@ class TieredCache:
                 return self._lookup_disk(chain, key)
             if resident.spoilt:
                 return self._miss(chain, key, Miss.LOAD_FAILED)
-            if resident.state is State.PROMOTING and (chain.loads is False or self._reads_hang):
-                return self._miss(chain, key, Miss.GATE)
             if key not in chain.promises:
+                if resident.state is State.PROMOTING and not self._gate.joins(chain):
+                    return self._miss(chain, key, Miss.GATE)
                 self._promises.give(chain, resident)
                 chain.sources.setdefault(key, Source.HOST)
                 self.host.policy.refresh(key)  # pinned chunks at the cold end would be in the way of evictions
             return Lookup.HIT if resident.state is State.READY else Lookup.PENDING
 
-    def begin_walk(self, chain: Chain, n_chunks: int = 1) -> bool:
+    def begin_walk(self, chain: Chain, n_chunks: int = 1, n_before: int = 0) -> bool:
         """The engine is about to ask for the keys of `chain` from the head; False if promotions are under way still.
 
-        `n_chunks` is how many the request could find at most, beyond what the device has.
+        The device has `n_before` of its tokens; beyond those the request could find `n_chunks` at most.
         """
         chain.seen_step = self._step
         if chain.pending:
-            now = self._clock()
-            if chain.waits_since_s is None:
-                chain.waits_since_s = now
-            if now - chain.waits_since_s < MAX_WAIT_S:
+            if self._gate.waits(chain, self._clock()):
                 return False
-            with self._lock:  # a read that hangs: the request computes what it cannot get
+            with self._lock:  # the request computes what it cannot get in time
                 self._promises.take_back(chain)
-                chain.loads, self._reads_hang = False, True
+                self._gate.gave_up(chain)
+                self.stats.gave_up_requests += 1
         chain.waits_since_s = None
         chain.miss = None
-        chain.n_chunks = n_chunks
+        chain.n_chunks, chain.n_before = n_chunks, n_before
         return True
 
     def begin_onload(self, chain: Chain, keys: Sequence[ChunkKey]) -> list[int] | None:
@@ -297,9 +294,7 @@ class TieredCache:
             resident = job.resident
             job.frame.pins -= 1
             self._n_promoting -= 1
-            self._reads_hang = False
-            if self._gate is not None:
-                self._gate.load_ended(now, self.host.chunk_bytes if failure is None else 0)
+            self._gate.load_ended(now, self.host.chunk_bytes if failure is None else 0)
             self._promises.ready(resident)
             resident.since_s = now
             if failure is None:
@@ -314,6 +309,11 @@ class TieredCache:
             self._forget_host(resident, failure)
             if failure is not Miss.GATE:
                 self._forget_disk(resident.key)
+
+    def assume_load_rate(self, bytes_per_s: float) -> None:
+        """What a probe of the disk tier gave; counts unless loads have been measured meanwhile."""
+        with self._lock:
+            self._gate.disk.assume(bytes_per_s)
 
     def next_spills(self, max_chunks: int, *, idle: bool) -> list[Resident]:
         """Dirty chunks to write now, pinned until `spilled`; see Backlog for which."""
@@ -387,6 +387,7 @@ class TieredCache:
                 spill_backlog=len(self._backlog),
                 promote_backlog=self._n_promoting,
                 prefill_tokens_per_s=prefill_tokens_per_s,
+                **self._gate.rates()._asdict(),
                 disk_on=disk is not None and self.disk_readable,
                 write_budget_bytes=self._backlog.budget.left_bytes if self._backlog.budget is not None else 0,
             )
@@ -411,10 +412,13 @@ class TieredCache:
         frame = disk.get(key) if disk is not None else None
         if disk is None or frame is None or not frame.ready:
             return self._miss(chain, key)
-        if not self.disk_readable or self._reads_hang:
+        if not self.disk_readable:
             return self._miss(chain, key, Miss.LOAD_FAILED)
-        worth_it = self._worth_loading(chain)
-        if not worth_it and not (self._gate is not None and self._gate.wants_probe(self._clock())):
+        now, probe = self._clock(), False
+        if chain.may_promote is None:
+            probe = self._gate.judge(chain, now)
+            self.stats.gated_requests += chain.may_promote == 0
+        if not chain.may_promote and not probe:
             return self._miss(chain, key, Miss.GATE)
         if self._promises.n_residents >= self._max_promised or not self._make_room(chain, 1, MAX_PROMOTE_SCAN):
             return self._miss(chain, key, Miss.GATE)
@@ -423,20 +427,15 @@ class TieredCache:
         disk.touch(key)
         self._n_promoting += 1
         chain.used[key] = None  # entering the tier is this request's use of it
-        if self._gate is not None:
-            self._gate.load_started(self._clock())
-        if worth_it:
-            self._promises.give(chain, resident)
-            chain.sources[key] = Source.DISK
+        self._gate.load_started(now, probe=probe)
         self._submit_promotion(Promotion(resident, frame))
-        # Without a promise it is a probe: measured, and nobody waits for it.
-        return Lookup.PENDING if worth_it else self._miss(chain, key, Miss.GATE)
-
-    def _worth_loading(self, chain: Chain) -> bool:
-        """The gate's word on this request, given once and kept."""
-        if chain.loads is None:
-            chain.loads = self._gate is None or self._gate.allows(chain.n_chunks)
-        return chain.loads
+        if probe:  # measured, and nobody waits for it
+            self.stats.probed_chunks += 1
+            return self._miss(chain, key, Miss.GATE)
+        self._promises.give(chain, resident)
+        chain.sources[key] = Source.DISK
+        chain.may_promote = (chain.may_promote or 0) - 1
+        return Lookup.PENDING
 
     def _miss(self, chain: Chain, key: ChunkKey, reason: Miss | None = None) -> Lookup:
         if chain.miss is None:

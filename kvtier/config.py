@@ -1,6 +1,6 @@
 """Configuration: YAML or a plain dict -> frozen structs.
 
-The one schema: every key, default and meaning is written here once. The only importer of yaml and msgspec. Everything
+The one schema: every key, default and meaning is written here once. The only importer of msgspec. Everything
 wrong with a configuration is a ConfigError that names the file, the key and what was expected. What `auto` and
 percentages come to on a machine is for `kvtier.sizing` to say.
 """
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
 import msgspec
-import yaml
 
 from kvtier.errors import ConfigError
 from kvtier.units import Admit, Duration, PerDay, Period, Size
+from kvtier.yaml_tree import shape_of, shown, tree_of
 
 VERSION: Final = 1
 _MAX_FILE_BYTES: Final = 1 << 20
@@ -114,13 +114,22 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         _key("`auto`: lossless compression that fits the KV's dtype. `raw`: none.", "auto or raw"),
     ] = "auto"
     load: Annotated[
-        Literal["auto", "always", "never"],
+        Literal["auto", "always", "never", "min_tokens"],
         _key(
             "`auto`: load from disk only what is measured to be faster than recomputing. `always`: whatever is there. "
-            "`never`: nothing; the tier is only written.",
-            "auto, always or never",
+            "`never`: nothing; the tier is only written. `min_tokens`: what `disk.min_tokens` says.",
+            "auto, always, never or min_tokens",
         ),
     ] = "auto"
+    min_tokens: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=1 << 30)] | None,
+        _key(
+            "With `load: min_tokens`, a request loads from disk if it could find at least so many tokens beyond what "
+            "is on the device and in host RAM.",
+            "a whole number of tokens, at least 1, together with `load: min_tokens`",
+            default="none",
+        ),
+    ] = None
     promote_threads: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=64)],
         _key("Threads that read chunks from disk back into host RAM.", "a whole number from 1 to 64"),
@@ -133,6 +142,14 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         too_much = (percent or 0) > MAX_BURST_PERCENT or (budget is not None and self.write_burst_bytes * 2 > budget)
         if (percent is None and n_bytes is None) or too_much:
             raise ConfigError(f"`disk.write_burst` is {str(self.write_burst)!r}: expected {_BURST}")
+
+        if self.load == "min_tokens" and self.min_tokens is None:
+            raise ConfigError("`disk.load` is 'min_tokens': say how many in `disk.min_tokens`")
+        if self.load != "min_tokens" and self.min_tokens is not None:
+            raise ConfigError(
+                f"`disk.min_tokens` is {self.min_tokens}, but `disk.load` is {self.load!r}: make that min_tokens, or "
+                "leave `disk.min_tokens` out"
+            )
 
     @property
     def write_burst_bytes(self) -> int:
@@ -273,10 +290,10 @@ def load(path: Path) -> Config:
         folder = path.absolute().parent
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ConfigError(f"{_shown(origin)}: cannot read it: {reason}") from error
+        raise ConfigError(f"{shown(origin)}: cannot read it: {reason}") from error
     if len(raw) > _MAX_FILE_BYTES:
-        raise ConfigError(f"{_shown(origin)}: larger than 1 MiB: not a kvtier configuration")
-    return parse(_tree_of(raw, _shown(origin)), origin=_shown(origin), folder=folder)
+        raise ConfigError(f"{shown(origin)}: larger than 1 MiB: not a kvtier configuration")
+    return parse(tree_of(raw, shown(origin)), origin=shown(origin), folder=folder)
 
 
 def parse(tree: Mapping[str, object], *, origin: str = "configuration", folder: Path | None = None) -> Config:
@@ -287,10 +304,10 @@ def parse(tree: Mapping[str, object], *, origin: str = "configuration", folder: 
     Raises ConfigError.
     """
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{origin}: expected keys and values, got {_shape_of(tree)}")
+        raise ConfigError(f"{origin}: expected keys and values, got {shape_of(tree)}")
     if "version" in tree and (type(tree["version"]) is not int or tree["version"] != VERSION):
         raise ConfigError(
-            f"{origin}: `version` is {_shape_of(tree['version'])}; this kvtier reads version {VERSION}: "
+            f"{origin}: `version` is {shape_of(tree['version'])}; this kvtier reads version {VERSION}: "
             "see CHANGELOG for what changed, or leave the key out"
         )
     plain = _plain(tree)
@@ -316,6 +333,9 @@ def _plain(tree: Mapping[str, object]) -> dict[str, Any]:
     chunk = plain.get("chunk")
     if isinstance(chunk, dict) and chunk.get("tokens") == "auto":
         chunk["tokens"] = None
+    disk = plain.get("disk")
+    if isinstance(disk, dict) and disk.get("min_tokens") == "none":
+        disk["min_tokens"] = None
     trace = plain.get("trace")
     if isinstance(trace, dict) and (trace.get("record") is False or trace.get("record") == "off"):
         trace["record"] = None
@@ -359,7 +379,7 @@ def _refuse_unknown_keys(plain: Mapping[Any, Any], origin: str) -> None:
         table = plain.get(parent) if parent else plain
         for name in table if isinstance(table, Mapping) else ():
             if name not in names:
-                key = f"{parent}.{_shown(name)}" if parent else _shown(name)
+                key = f"{parent}.{shown(name)}" if parent else shown(name)
                 raise ConfigError(f"{origin}: unknown key `{key}`; {_advice(parent, name, known)}")
 
 
@@ -370,9 +390,10 @@ def _advice(parent: str, name: object, known: Mapping[str, tuple[str, ...]]) -> 
     if isinstance(name, str):
         for key in difflib.get_close_matches(name, known[parent], n=1):
             return f"did you mean `{dotted(parent, key)}`?"
-        for section, keys in known.items():
-            for key in difflib.get_close_matches(name, keys, n=1, cutoff=0.75):
-                return f"did you mean `{dotted(section, key)}`?"
+        for cutoff in (1.0, 0.75):
+            for section, keys in known.items():
+                for key in difflib.get_close_matches(name, keys, n=1, cutoff=cutoff):
+                    return f"did you mean `{dotted(section, key)}`?"
     return f"{'there' if parent else 'at the top'} may be: {', '.join(known[parent])}"
 
 
@@ -386,11 +407,11 @@ def _explain(error: msgspec.ValidationError, plain: Mapping[str, Any]) -> str:
         value = value.get(name)
     if not name:
         keys = ", ".join(_SECTIONS[key].__struct_fields__)
-        return f"`{key}` is {_shape_of(value)}: expected keys below it ({keys}){', on or off' * (key == 'disk')}"
+        return f"`{key}` is {shape_of(value)}: expected keys below it ({keys}){', on or off' * (key == 'disk')}"
     expects = {setting.key: setting.expects for setting in settings()}[key]
     if ": " in reason:  # a unit that did not parse explains itself and quotes the value
         return f"`{key}`: {reason}"
-    return f"`{key}` is {_shape_of(value)}: {'it has no unit: ' * (reason == 'it has no unit')}expected {expects}"
+    return f"`{key}` is {shape_of(value)}: {'it has no unit: ' * (reason == 'it has no unit')}expected {expects}"
 
 
 def _setting_of(field: msgspec.structs.FieldInfo, prefix: str) -> Iterator[Setting]:
@@ -404,77 +425,3 @@ def _as_written(value: object) -> str:
     if value is None:
         return "auto"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without what a configuration has no use for: a key twice, and merge keys (which can grow without bound)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse before PyYAML lets the last one win."""
-        seen: dict[str, yaml.Mark] = {}
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                raise yaml.MarkedYAMLError(problem="merge keys (<<) are not supported", problem_mark=key.start_mark)
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="expected a name before the colon", problem_mark=key.start_mark)
-            if key.value in seen:
-                first = seen[key.value].line + 1
-                problem = f"key `{_shown(key.value)}` is there twice, first on line {first}"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen[key.value] = key.start_mark
-        return super().construct_mapping(node, deep)
-
-
-def _tree_of(raw: bytes, origin: str) -> Mapping[str, object]:
-    """The tree of a YAML document; {} for an empty one."""
-    try:
-        loader = _Loader(raw.decode("utf-8-sig"))
-        node = loader.get_single_node()
-        if node is None or _is_empty(node):
-            return {}
-        tree = loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        problem = ": ".join(part for part in (error.context, error.problem) if part) or "not YAML"
-        raise ConfigError(f"{origin}{place}: {problem}") from error
-    except yaml.reader.ReaderError as error:
-        line = raw.decode("utf-8-sig").count("\n", 0, error.position) + 1
-        raise ConfigError(f"{origin}:{line}: a control character, which YAML does not allow") from error
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{origin}:{line}: not UTF-8 text") from error
-    except RecursionError as error:
-        raise ConfigError(f"{origin}: nested too deeply for a configuration") from error
-    except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
-        # PyYAML's constructors let these through, for example from 2020-99-99 or `!!int ""`.
-        raise ConfigError(f"{origin}: a value does not fit its YAML type: {str(error)!a}") from error
-    if isinstance(node, yaml.MappingNode) and isinstance(tree, dict):
-        for key, value in node.value:
-            if key.value == "disk" and _is_empty(value):
-                tree["disk"] = {}  # every key below it commented out means the defaults; an explicit null means off
-    return cast("Mapping[str, object]", tree)
-
-
-def _is_empty(node: yaml.Node) -> bool:
-    """Whether nothing at all is written there, which YAML reads as null."""
-    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null" and not node.value
-
-
-def _shape_of(value: object) -> str:
-    """A value for an error message: bounded, printable, whatever it is."""
-    if isinstance(value, Mapping):
-        return "a group of keys"
-    if isinstance(value, (list, tuple, set)):
-        return "a list"
-    if value is None or isinstance(value, bool):
-        return {None: "empty", True: "true", False: "false"}[value]
-    if isinstance(value, int) and abs(value) >= 10**18:
-        return "a huge number"
-    text = ascii(value) if isinstance(value, (str, int, float)) else type(value).__name__
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _shown(name: object) -> str:
-    text = name if isinstance(name, str) and name.isprintable() else _shape_of(name) if name is not None else "null"
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,6 +1,6 @@
-"""Prior: one measured rate kept beside a namespace, so that a restarted engine need not learn it again.
+"""Prior: what was measured, kept beside a namespace, so that a restarted engine need not learn it again.
 
-A rate that cannot be read or written is only unknown; nothing depends on it but the first decisions of the load gate.
+What cannot be read or written is only unknown; nothing depends on it but the first decisions of the load gate.
 """
 
 from __future__ import annotations
@@ -12,34 +12,40 @@ from typing import TYPE_CHECKING
 from kvtier.files import replace_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from kvtier.keys import Namespace
 
 WORTH_WRITING = 1.25
-"""A rate is written when it has moved by this factor since."""
+"""Numbers are written when one of them has moved by this factor since."""
 
 
 class Prior:
-    """A positive number in a file. `save` is called from one thread."""
+    """Some numbers in a file, none of them negative. `save` is called from one thread."""
 
-    def __init__(self, folder: Path, namespace: Namespace, name: str) -> None:
-        """Keep it in `folder`, which exists, as `<namespace>.<name>`."""
+    def __init__(self, folder: Path, namespace: Namespace, name: str, n: int) -> None:
+        """Keep `n` of them in `folder`, which exists, as `<namespace>.<name>`."""
         self._file = folder / f"{namespace.base()}.{name}"
+        self._n = n
         self._written = self.load()
 
-    def load(self) -> float:
-        """The number last saved, 0 if there is none."""
+    def load(self) -> tuple[float, ...] | None:
+        """The numbers last saved."""
         try:
-            value = float(self._file.read_text())
+            numbers = tuple(float(word) for word in self._file.read_text().split())
         except (OSError, ValueError):
-            return 0.0
-        return value if math.isfinite(value) and value > 0 else 0.0
+            return None
+        return numbers if len(numbers) == self._n and all(math.isfinite(x) and x >= 0 for x in numbers) else None
 
-    def save(self, value: float) -> None:
-        """Write it if it has changed enough to matter. Never raises OSError."""
-        if value <= 0 or 1 / WORTH_WRITING < value / (self._written or math.inf) < WORTH_WRITING:
+    def save(self, numbers: Sequence[float]) -> None:
+        """Write them if they have changed enough to matter. Never raises OSError."""
+        if self._written is not None and all(map(_close, numbers, self._written)):
             return
         with contextlib.suppress(OSError):
-            replace_file(self._file, f"{value:.1f}\n".encode())
-            self._written = value
+            replace_file(self._file, (" ".join(f"{x:.4g}" for x in numbers) + "\n").encode())
+            self._written = tuple(numbers)
+
+
+def _close(a: float, b: float) -> bool:
+    return a == b or (min(a, b) > 0 and max(a, b) / min(a, b) < WORTH_WRITING)

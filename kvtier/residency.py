@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -68,9 +69,12 @@ class Chain:
     pending: int = 0  # promised residents that are not READY yet
     miss: Miss | None = None  # why the last walk ended
     seen_step: int = 0  # step of the last lookup; stale promises are taken back
-    n_chunks: int = 1  # how many chunks the request could find at most, beyond what the device has
+    n_before: int = 0  # tokens of the request that the device has
+    n_chunks: int = 1  # how many chunks the request could find at most, beyond those
     waits_since_s: float | None = None  # when the engine first found its promotions under way
-    loads: bool | None = None  # whether it loads from disk, once that has been decided
+    patience_s: float = math.inf  # how long it waits for them
+    may_promote: int | None = None  # chunks it may still bring up from disk, once that has been decided
+    joins: bool | None = None  # whether it waits for what others bring up, once that has been decided
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ def test_prompts_on_a_disk_slower_than_recomputing_are_recomputed(
 ) -> None:
     disk, delay = tmp_path / "disk", tmp_path / "delay"
     questions, answers = plain_smollm.prompts, [output.tokens for output in plain_smollm.cold]
-    config = tree(disk, disk={"sync_every": "100ms"})
+    config = tree(disk, disk={"sync_every": "100ms", "load": "auto"})
     with Engine(smollm, tmp_path / "log", kvtier=config) as engine:
         cold_s = []
         for question in questions:

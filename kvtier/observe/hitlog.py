@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from kvtier.observe.stats import Gauges, Stats
+from kvtier.observe.stats import NEVER_TOKENS, Gauges, Stats
 from kvtier.types import Miss, Source
 from kvtier.units import format_bytes
 
@@ -27,6 +27,7 @@ _TROUBLE = {
     "corrupt_frames": "corrupt_frames",
     "foreign_frames": "foreign_frames",
     "load_errors": "load_errors",
+    "gave_up": "gave_up_requests",
     "tier_off": "tier_off",
     "engine_errors": "engine_errors",
 }
@@ -57,6 +58,7 @@ def format_line(interval: Stats, gauges: Gauges, seconds: float) -> str:
         " ".join(f"{word} {_size(n_bytes)}" for word, n_bytes in moved.items()),
         f"backlog {_count(gauges.spill_backlog)}",
         f"saved {_saved(interval, gauges)}",
+        f"load {_rate(gauges.load_bytes_per_s)} prefill {_tokens_rate(gauges)} pays_from {_pays_from(gauges)}",
     ]
     trouble = [f"{word} {_count(n)}" for word, field in _TROUBLE.items() if (n := getattr(interval, field))]
     return " | ".join([*groups, " ".join(trouble)] if trouble else groups)
@@ -77,6 +79,8 @@ def format_json(interval: Stats, gauges: Gauges, seconds: float) -> str:
         "miss_tokens": _by_name(Miss, interval.miss_tokens),
         **asdict(gauges),
         "prefill_tokens_per_s": round(gauges.prefill_tokens_per_s, 1),
+        "load_bytes_per_s": round(gauges.load_bytes_per_s),
+        "onload_bytes_per_s": round(gauges.onload_bytes_per_s),
         "hit_ratio": _fraction(sum(interval.hit_tokens), asked),
         **{f"{source.name.lower()}_hit_ratio": _fraction(tokens, asked) for source, tokens in by_source},
         "compression_ratio": _fraction(gauges.disk_raw_bytes, gauges.disk_stored_bytes),
@@ -155,6 +159,20 @@ def _saved(interval: Stats, gauges: Gauges) -> str:
     if gauges.prefill_tokens_per_s <= 0:
         return _NONE
     return _decimals(_loaded_tokens(interval) / gauges.prefill_tokens_per_s) + "s"
+
+
+def _rate(bytes_per_s: float) -> str:
+    return _size(int(bytes_per_s)) + "/s" if bytes_per_s > 0 else _NONE
+
+
+def _tokens_rate(gauges: Gauges) -> str:
+    return _count(round(gauges.prefill_tokens_per_s)) + "/s" if gauges.prefill_tokens_per_s > 0 else _NONE
+
+
+def _pays_from(gauges: Gauges) -> str:
+    if not gauges.load_pays_from_tokens:
+        return _NONE
+    return "never" if gauges.load_pays_from_tokens >= NEVER_TOKENS else str(gauges.load_pays_from_tokens)
 
 
 def _by_name(members: type[Source | Miss], tokens: Sequence[int]) -> dict[str, int]:

@@ -85,6 +85,9 @@ METRICS: tuple[Metric, ...] = (
     _counter("foreign_frames", "Sound frames that belong to another key or namespace and were deleted."),
     _counter("load_errors", "Promotions or device loads that failed for other reasons."),
     _counter("tier_off", "Times a tier was switched off after errors."),
+    _counter("gated_requests", "Requests that computed chunks which were on disk: faster than loading them."),
+    _counter("probed_chunks", "Chunks promoted for no request, to measure the disk while the gate is shut."),
+    _counter("gave_up_requests", "Requests that computed what had been promised, because it did not come in time."),
     _counter("engine_errors", "Exceptions stopped before they reached the engine; each is a bug or a broken machine."),
     _gauge("host_used_bytes", "Bytes of host memory that hold chunks."),
     _gauge("host_capacity_bytes", "Bytes of host memory that may hold chunks."),
@@ -95,6 +98,14 @@ METRICS: tuple[Metric, ...] = (
     _gauge("spill_backlog", "Chunks in host memory that are not on disk yet."),
     _gauge("promote_backlog", "Chunks on their way from disk to host."),
     _gauge("prefill_tokens_per_s", "Moving estimate of prefill speed in tokens a second; 0 until measured."),
+    _gauge(
+        "load_bytes_per_s", "Moving estimate of loading from disk to host memory, queueing included; 0 until known."
+    ),
+    _gauge("onload_bytes_per_s", "Moving estimate of copying from host memory to the device; 1e10 until measured."),
+    _gauge(
+        "load_pays_from_tokens",
+        "Shortest prompt that an idle disk brings sooner than prefill computes it; 0 until known, 1073741824 for none.",
+    ),
     _gauge("disk_on", "1 while the disk tier is in use, 0 when it is off or was switched off."),
     _gauge("write_budget_bytes", "Bytes that may be written to disk now; 0 without a write budget."),
 )

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 from kvtier.types import Miss, Source
 
+NEVER_TOKENS = 1 << 30
+"""Stands for no prompt at all where the break-even is shown: longer than any."""
+
 
 @dataclass(slots=True)
 class Stats:
@@ -41,6 +44,9 @@ class Stats:
     foreign_frames: int = 0  # sound, but another key or namespace than asked for; deleted
     load_errors: int = 0  # promotions or device loads that failed for other reasons
     tier_off: int = 0  # times a tier was switched off after errors
+    gated_requests: int = 0  # found chunks on disk and were told to compute them, which was judged to be faster
+    probed_chunks: int = 0  # promoted for nobody, to see how fast the disk is
+    gave_up_requests: int = 0  # computed what they had been promised, because it did not come in time
     engine_errors: int = 0  # exceptions caught at the engine's door; each is a bug or a broken machine
 
     def copy(self) -> Stats:
@@ -69,5 +75,8 @@ class Gauges:
     spill_backlog: int  # dirty chunks in host: not on disk yet
     promote_backlog: int  # chunks on their way up
     prefill_tokens_per_s: float  # moving estimate; 0 until measured
+    load_bytes_per_s: float  # disk to host, decoded; moving estimate, queueing included; 0 until measured
+    onload_bytes_per_s: float  # host to device; moving estimate, a prior until measured
+    load_pays_from_tokens: int  # shortest prompt that is loaded from an idle disk; 0 until known, NEVER_TOKENS for none
     disk_on: bool
     write_budget_bytes: int = 0  # what may be written to disk now; 0 without a budget

@@ -1,93 +1,228 @@
 """LoadGate: load from disk only what is faster than recomputing.
 
-Compares, for the chunks a request may still find, the time until all of them would be in host memory with the time the
-engine would take to prefill their tokens. Both rates are measured while serving: loading as bytes landed per second in
-which at least one promotion was under way (so queueing, contention and decoding are in it), prefill by the engine.
-Until both are known the answer is yes. The copy from host memory to the device is not counted: it is an order of
-magnitude faster than any disk.
+Compares, for the chunks a request may still find, the time until all of them would be on the device with the time the
+engine would take to prefill their tokens. Everything in it is measured while serving. The answer is all or nothing but
+for what cannot land in time: a later token costs more to compute than an earlier one and no more to load, so if the
+tail does not pay, the head in front of it pays even less. docs/adr/0006-load-gate.md has the reasoning.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvtier.observe.load import CopyRate, LoadRate
+from kvtier.observe.stats import NEVER_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from kvtier.observe.rate import PrefillRate
+    from kvtier.residency import Chain
 
 MARGIN_SHUT = 0.8
-"""A gate that is shut opens when loading takes this share of recomputing: it does not flap around the break-even."""
+"""Requests of a size that was refused are loaded again when loading takes this share of recomputing: the gate does not
+flap around the break-even."""
+
+STEPS_S = 0.005
+"""What a load costs beside its bytes: two or three passes of the engine's scheduler. A stated default, and deliberately
+not measured: under load these passes take as long as other requests' prefill, for which recomputing would wait too."""
 
 PROBE_EVERY_S = 20.0
 """A shut gate learns nothing, so it lets one chunk through this often, without a request waiting for it."""
 
-SAMPLE_BYTES = 32 << 20
-"""The rate is taken over at least so many landed bytes: single chunks vary with what the page cache holds."""
+PROBE_SOON_S = 1.0
+"""The next one after a probe that disagreed with the estimate; from then on the pause doubles."""
 
-OLD_SHARE = 0.5
-"""Weight of the estimate so far when a new sample comes."""
+TRIAL_SHARE = 20
+"""At most one in so many refused requests is loaded nevertheless, and only where the probes leave it open."""
+
+MAX_WAIT_S = 10.0
+"""A request that has waited so long for its promotions goes on without them."""
+
+MIN_WAIT_S = 0.05
+"""Nobody gives up sooner: threads may take so long to be scheduled."""
+
+PATIENCE = 2.0
+"""A request goes on without its promotions when it has waited this many times what recomputing takes. So a disk that
+has become slow costs the request that finds out at most three times its prefill, and the next ones nothing."""
+
+NO_LIMIT = 1 << 30
+"""Chunks a request may promote that may promote what it finds."""
+
+
+class Rates(NamedTuple):
+    """What the gate reckons with, for the log line and the metrics."""
+
+    load_bytes_per_s: float  # disk to host memory; 0 until known
+    onload_bytes_per_s: float  # host memory to device
+    load_pays_from_tokens: int  # 0 until known; NEVER_TOKENS: no prompt
 
 
 class LoadGate:
-    """Decides and measures; called under the cache's lock. Times are seconds of the cache's clock."""
+    """Decides and measures; called under the cache's lock unless it says otherwise. Seconds of the cache's clock."""
 
     def __init__(
-        self, *, chunk_bytes: int, tokens_per_chunk: int, prefill_tokens_per_s: Callable[[], float], mode: str = "auto"
+        self,
+        *,
+        chunk_bytes: int,
+        tokens_per_chunk: int,
+        prefill: PrefillRate,
+        device: CopyRate | None = None,
+        mode: str = "auto",
+        min_tokens: int = 0,
+        n_lanes: int = 1,
     ) -> None:
-        """`prefill_tokens_per_s` gives 0 until measured. `mode` is auto, always or never."""
-        self.load_bytes_per_s = 0.0  # 0 until measured
+        """`mode` is auto, always, never, or min_tokens: then a load needs so many tokens. `n_lanes` threads load."""
+        self.disk = LoadRate()
+        self.device = device or CopyRate()
         self._chunk_bytes = chunk_bytes
         self._tokens_per_chunk = tokens_per_chunk
-        self._prefill_tokens_per_s = prefill_tokens_per_s
+        self._prefill = prefill
         self._mode = mode
-        self._open = True
-        self._n_under_way = 0
-        self._busy_since_s = 0.0
-        self._busy_s = 0.0
-        self._landed_bytes = 0
-        self._probed_s: float | None = None
+        self._min_tokens = min_tokens
+        self._n_lanes = n_lanes
+        self._refused: set[int] = set()  # sizes, as bits of a number of chunks
+        self._n_refused = 0  # since the last trial
+        self._probed_s = -math.inf
+        self._probe_pause_s = 0.0
+        self._probing = False
+        self._landed_s = -math.inf
+        self._hangs = False  # from when a request saw nothing end in all the time it waited, until something does
 
-    @property
-    def break_even_bytes_per_s(self) -> float:
-        """The load rate above which loading beats recomputing; 0 until prefill has been measured."""
-        return self._chunk_bytes / self._tokens_per_chunk * self._prefill_tokens_per_s()
+    # ---- decisions --------------------------------------------------------------------------------------------------
 
-    def allows(self, n_chunks: int) -> bool:
-        """Whether a request that may find `n_chunks` more chunks should load them, behind what is under way already."""
+    def judge(self, chain: Chain, now_s: float) -> bool:
+        """Set how many chunks `chain` may promote from here on, and how long it waits for them. Once per request.
+
+        Whether to promote one chunk although it may promote none, as a probe that nobody waits for.
+        """
+        if self._hangs:
+            return False  # undecided: it is none now, and asks again
+        n_chunks = max(1, chain.n_chunks - len(chain.promises))
         if self._mode != "auto":
-            return self._mode == "always"
-        prefill = self._prefill_tokens_per_s()
-        if self.load_bytes_per_s == 0 or prefill == 0:
-            return True
-        n_chunks = max(1, n_chunks)
-        load_s = (self._n_under_way + n_chunks) * self._chunk_bytes / self.load_bytes_per_s
-        recompute_s = n_chunks * self._tokens_per_chunk / prefill
-        self._open = load_s <= recompute_s * (1.0 if self._open else MARGIN_SHUT)
-        return self._open
+            enough = n_chunks * self._tokens_per_chunk >= self._min_tokens
+            loads = self._mode == "always" or (self._mode == "min_tokens" and enough)
+            chain.may_promote = NO_LIMIT if loads else 0
+        elif self._prefill.cost is None:
+            chain.may_promote = NO_LIMIT
+        elif not self.disk.byte_s:
+            self._allow(chain, NO_LIMIT, self._recompute_s(chain, n_chunks))
+        else:
+            return self._compare(chain, n_chunks, now_s)
+        return False
 
-    def wants_probe(self, now_s: float) -> bool:
-        """Whether to load one chunk although the gate said no; counts as done when it answers yes."""
-        if self._mode != "auto" or self._n_under_way:
+    def _compare(self, chain: Chain, n_chunks: int, now_s: float) -> bool:
+        queued = 0 if chain.pending else self.disk.n_under_way  # what it waits for anyway is no cost of loading more
+        lands_in_time = max(1, int(MAX_WAIT_S / self._disk_s(1)) - queued)
+        limit = NO_LIMIT if n_chunks <= lands_in_time else lands_in_time
+        n_chunks = min(n_chunks, lands_in_time)
+        recompute_s = self._recompute_s(chain, n_chunks)
+        steps_s = 0.0 if chain.promises else STEPS_S
+        disk_s = self._disk_s(queued + n_chunks)
+        load_s = steps_s + disk_s + self._copy_s(n_chunks)
+        size = n_chunks.bit_length()
+        if load_s <= recompute_s * (MARGIN_SHUT if size in self._refused else 1.0):
+            self._refused.discard(size)
+            self._allow(chain, limit, recompute_s)
             return False
-        if self._probed_s is not None and now_s - self._probed_s < PROBE_EVERY_S:
+        self._refused.add(size)
+        self._n_refused += 1
+        chain.may_promote = 0
+        if now_s - self._probed_s < self._probe_pause_s or self.disk.n_under_way:
             return False
-        self._probed_s = now_s
+        in_parallel_s = load_s - disk_s * (1 - 1 / self._n_lanes)
+        if self._n_refused > TRIAL_SHARE and in_parallel_s <= recompute_s * MARGIN_SHUT:
+            # Single chunks, as probes are, may be slower than many at a time: only a whole request can tell.
+            self._n_refused, self._probed_s = 0, now_s
+            self._allow(chain, limit, recompute_s)
+            return False
         return True
 
-    def load_started(self, now_s: float) -> None:
+    def joins(self, chain: Chain) -> bool:
+        """Whether `chain` should wait for promotions that others have begun. Once per request."""
+        if self._hangs:
+            return False
+        if chain.joins is None:
+            if chain.may_promote is not None or self._mode != "auto" or not self._known:
+                chain.joins = chain.may_promote != 0
+                return chain.joins
+            # All it can join is what is under way: a probe may be a single chunk.
+            n_chunks = max(1, min(chain.n_chunks - len(chain.promises), self.disk.n_under_way))
+            recompute_s = self._recompute_s(chain, n_chunks)
+            load_s = STEPS_S + self._disk_s(self.disk.n_under_way) + self._copy_s(n_chunks)
+            chain.joins = load_s <= recompute_s
+            if chain.joins:
+                chain.patience_s = _patience_s(recompute_s)
+        return chain.joins
+
+    def waits(self, chain: Chain, now_s: float) -> bool:
+        """Whether `chain`, whose promotions are under way, still waits for them. Scheduler thread, no lock."""
+        if chain.waits_since_s is None:
+            chain.waits_since_s = now_s
+        return now_s - chain.waits_since_s < min(chain.patience_s, MAX_WAIT_S)
+
+    def gave_up(self, chain: Chain) -> None:
+        """`chain` waits no longer. If nothing at all came meanwhile, nobody waits until something does."""
+        chain.may_promote, chain.joins = 0, False
+        self._hangs = self.disk.n_under_way > 0 and self._landed_s < (chain.waits_since_s or 0.0)
+
+    # ---- measurements -----------------------------------------------------------------------------------------------
+
+    def load_started(self, now_s: float, *, probe: bool) -> None:
         """A promotion was queued."""
-        if self._n_under_way == 0:
-            self._busy_since_s = now_s
-        self._n_under_way += 1
+        self.disk.started(now_s)
+        if probe:
+            self._probing, self._probed_s = True, now_s
 
     def load_ended(self, now_s: float, n_bytes: int) -> None:
         """A promotion ended with `n_bytes` of chunk landed, 0 if it failed."""
-        self._n_under_way -= 1
-        self._landed_bytes += n_bytes
-        self._busy_s += now_s - self._busy_since_s
-        self._busy_since_s = now_s
-        probing = not self._open and self._landed_bytes > 0
-        if self._busy_s > 0 and (probing or self._landed_bytes >= SAMPLE_BYTES):
-            rate = self._landed_bytes / self._busy_s
-            old = self.load_bytes_per_s or rate
-            self.load_bytes_per_s = rate if probing else old * OLD_SHARE + rate * (1 - OLD_SHARE)
-            self._landed_bytes, self._busy_s = 0, 0.0
+        self._landed_s, self._hangs = now_s, False
+        self.disk.ended(now_s, n_bytes, alone=self._probing)
+        if self._probing:
+            self._probing = False
+            soon_s = 2 * self._probe_pause_s if 0 < self._probe_pause_s < PROBE_EVERY_S else PROBE_SOON_S
+            self._probe_pause_s = min(PROBE_EVERY_S, soon_s) if self.disk.disagreed else PROBE_EVERY_S
+
+    def rates(self) -> Rates:
+        """What there is to show. Any thread."""
+        return Rates(self.disk.bytes_per_s, self.device.bytes_per_s, self._pays_from_tokens())
+
+    # ---- arithmetic -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _allow(chain: Chain, n_chunks: int, recompute_s: float) -> None:
+        chain.may_promote = n_chunks
+        chain.patience_s = max(chain.patience_s if chain.pending else 0.0, _patience_s(recompute_s))
+
+    @property
+    def _known(self) -> bool:
+        return self.disk.byte_s > 0 and self._prefill.cost is not None
+
+    def _recompute_s(self, chain: Chain, n_chunks: int) -> float:
+        first = chain.n_before + len(chain.promises) * self._tokens_per_chunk
+        return self._prefill.seconds(first, n_chunks * self._tokens_per_chunk)
+
+    def _disk_s(self, n_chunks: int) -> float:
+        return n_chunks * self._chunk_bytes * self.disk.byte_s
+
+    def _copy_s(self, n_chunks: int) -> float:
+        return n_chunks * self._chunk_bytes * self.device.byte_s
+
+    def _pays_from_tokens(self) -> int:
+        """Fewest tokens, in whole chunks, from a prompt's start on, that an idle disk brings sooner than prefill."""
+        cost = self._prefill.cost
+        if cost is None or not self.disk.byte_s:
+            return 0
+        # STEPS_S + load * n <= fixed * n + per_context / 2 * n^2, for n tokens
+        load_s = (self._disk_s(1) + self._copy_s(1)) / self._tokens_per_chunk
+        gain_s, bend_s = cost.fixed_s - load_s, cost.per_context_s / 2
+        if bend_s > 0:
+            n_tokens = (-gain_s + math.sqrt(gain_s * gain_s + 4 * bend_s * STEPS_S)) / (2 * bend_s)
+        else:
+            n_tokens = STEPS_S / gain_s if gain_s > 0 else math.inf
+        if n_tokens >= NEVER_TOKENS:
+            return NEVER_TOKENS
+        return math.ceil(n_tokens / self._tokens_per_chunk) * self._tokens_per_chunk
+
+
+def _patience_s(recompute_s: float) -> float:
+    return min(MAX_WAIT_S, max(MIN_WAIT_S, PATIENCE * recompute_s))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.observe.hitlog import format_json, format_line
-from kvtier.observe.stats import Gauges, Stats
+from kvtier.observe.stats import NEVER_TOKENS, Gauges, Stats
 
 GOLDEN = Path(__file__).parent / "hitlog"
 GIB = 1 << 30
@@ -39,9 +39,12 @@ WARM = Gauges(
     spill_backlog=12,
     promote_backlog=2,
     prefill_tokens_per_s=1_378.04,
+    load_bytes_per_s=2_040_109_465.0,
+    onload_bytes_per_s=2.4e10,
+    load_pays_from_tokens=256,
     disk_on=True,
 )
-OFF = Gauges(0, 0, 0, 0, 0, 0, 0, 0, 0.0, disk_on=False)
+OFF = Gauges(0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 1e10, 0, disk_on=False)
 
 CASES = {
     "serving": (SERVING, WARM, 10.004),
@@ -70,6 +73,7 @@ CASES = {
             foreign_frames=5,
             load_errors=6,
             tier_off=7,
+            gave_up_requests=9,
             engine_errors=8,
         ),
         replace(WARM, disk_on=False),
@@ -86,7 +90,21 @@ CASES = {
             spill_raw_bytes=(1 << 40) - 1,
             promote_raw_bytes=1023,
         ),
-        Gauges((1 << 40) - 1, 1 << 40, 20 << 40, 30 << 40, 30 << 40, 20 << 40, 999_950, 0, 1e6, disk_on=True),
+        Gauges(
+            (1 << 40) - 1,
+            1 << 40,
+            20 << 40,
+            30 << 40,
+            30 << 40,
+            20 << 40,
+            999_950,
+            0,
+            1e6,
+            1e12,
+            1e12,
+            NEVER_TOKENS,
+            disk_on=True,
+        ),
         3_600.26,
     ),
 }
@@ -114,7 +132,7 @@ def test_columns_stay_where_they_are_whatever_the_numbers() -> None:
 
 
 def test_usual_line_is_short_enough_to_read() -> None:
-    assert len(format_line(*CASES["serving"])) <= 265
+    assert len(format_line(*CASES["serving"])) <= 310
 
 
 def test_json_carries_every_field_of_stats_and_gauges() -> None:

@@ -93,6 +93,7 @@ def test_the_defaults_are_these(home):
             "sync_every": "5s",
             "codec": "auto",
             "load": "auto",
+            "min_tokens": None,
             "promote_threads": 2,
         },
         "chunk": {"tokens": "auto"},
@@ -127,6 +128,31 @@ def test_recording_can_be_switched_off(yaml_file, value):
 def test_the_bound_of_a_trace_is_in_bytes(yaml_file, value):
     with pytest.raises(ConfigError, match=r"trace\.capacity"):
         load(yaml_file(f"trace: {{capacity: {value}}}"))
+
+
+def test_the_break_even_of_loading_can_be_set():
+    disk = parse({"disk": {"load": "min_tokens", "min_tokens": 512}}).disk
+    assert disk is not None
+    assert (disk.load, disk.min_tokens) == ("min_tokens", 512)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("disk: {load: min_tokens}", "`disk.load` is 'min_tokens': say how many in `disk.min_tokens`"),
+        (
+            "disk: {min_tokens: 512}",
+            "`disk.min_tokens` is 512, but `disk.load` is 'auto': make that min_tokens, or leave `disk.min_tokens` out",
+        ),
+        (
+            "disk: {load: min_tokens, min_tokens: 0}",
+            "`disk.min_tokens` is 0: expected a whole number of tokens, at least 1, together with `load: min_tokens`",
+        ),
+        ("disk: {load: 512}", "`disk.load` is 512: expected auto, always, never or min_tokens"),
+    ],
+)
+def test_a_break_even_of_loading_that_means_nothing_is_refused(yaml_file, text, message):
+    assert told(yaml_file(text)) == f"kvtier.yaml: {message}"
 
 
 def test_auto_is_the_same_as_leaving_chunk_tokens_out():
@@ -201,7 +227,7 @@ BURST = "expected bytes with a unit (64GiB, 500MB) or a percentage (20%), at mos
 VERSION = "; this kvtier reads version 1: see CHANGELOG for what changed, or leave the key out"
 DISK = (
     "path, capacity, write, admit, write_budget, write_burst, write_behind_after, sync_every, codec, load, "
-    "promote_threads"
+    "min_tokens, promote_threads"
 )
 
 

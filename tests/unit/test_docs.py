@@ -103,7 +103,7 @@ def test_readme_sizes_are_what_kvtier_computes(row: list[str]) -> None:
 
 def test_design_counts_failures_under_names_that_exist() -> None:
     one_of_each = Stats(**{field: 1 for field in Stats.__slots__ if field not in ("hit_tokens", "miss_tokens")})
-    gauges = Gauges(1, 1, 1, 1, 1, 1, 1, 1, 1.0, disk_on=True)
+    gauges = Gauges(1, 1, 1, 1, 1, 1, 1, 1, 1.0, 1.0, 1.0, 1, disk_on=True)
     known = set(re.findall(r"[a-z_]+", format_line(one_of_each, gauges, 10))) | {"disk_on"}
     known |= {metric.name.removeprefix("kvtier_") for metric in METRICS}
     named = {word for row in table(DESIGN.read_text(), "fault") for word in re.findall(r"`([a-z_]+)`", row[2])}

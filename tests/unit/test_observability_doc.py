@@ -13,7 +13,7 @@ from kvtier.observe.stats import Gauges, Stats
 
 ROOT = Path(__file__).parents[2]
 DOC = ROOT / "docs" / "observability.md"
-GAUGES = Gauges(1, 1, 1, 1, 1, 1, 1, 1, 1.0, disk_on=True)
+GAUGES = Gauges(1, 1, 1, 1, 1, 1, 1, 1, 1.0, 1.0, 1.0, 1, disk_on=True)
 
 
 def generated() -> dict[str, str]:

@@ -16,6 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import Of
 
 from kvtier.engines.vllm import allow_list, compat, settings
 from kvtier.engines.vllm.manager import KVTierManager
+from kvtier.engines.vllm.metadata import KVTierWorkerMetadata
 from kvtier.engines.vllm.metrics import without_ours
 from kvtier.engines.vllm.namespace import adapter_fingerprint
 from kvtier.engines.vllm.scheduler import WholeChunksScheduler
@@ -91,7 +92,9 @@ class KVTierConnector(OffloadingConnector):
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         """As vLLM's, without walking the whole chain again at every step while its promotions are under way."""
-        if not self.manager.begin_walk(request.request_id, request.num_tokens - num_computed_tokens):
+        if not self.manager.begin_walk(
+            request.request_id, request.num_tokens - num_computed_tokens, num_computed_tokens
+        ):
             return None, False
         return super().get_num_new_matched_tokens(request, num_computed_tokens)
 
@@ -117,14 +120,16 @@ class KVTierConnector(OffloadingConnector):
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Any:
         """As vLLM's; a step starts."""
-        n_tokens = sum(n for n in scheduler_output.num_scheduled_tokens.values() if n > 1)
-        self.manager.step_scheduled(n_tokens)
+        self.manager.step_scheduled(scheduler_output)
         return super().build_connector_meta(scheduler_output)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         """As vLLM's; chunks whose copy failed are marked before vLLM reports the copy as complete."""
         self.manager.step_done()
-        for job_id in getattr(connector_output.kv_connector_worker_meta, "failed_jobs", ()):
+        report = connector_output.kv_connector_worker_meta
+        if isinstance(report, KVTierWorkerMetadata) and report.transfer_stats.load.bytes:
+            self.manager.onloads_done(report.transfer_stats.load, max(report.completed_jobs.values()))
+        for job_id in getattr(report, "failed_jobs", ()):
             job = self.scheduler._jobs.get(job_id)  # noqa: SLF001
             status = self.scheduler._req_status.get(job.req_id) if job is not None else None  # noqa: SLF001
             if job is not None and status is not None:

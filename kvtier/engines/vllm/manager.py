@@ -211,15 +211,15 @@ class KVTierManager(OffloadingManager):
         self._owners[req_id] = adapter + tenant
 
     @_fenced(lambda: True)
-    def begin_walk(self, req_id: str, n_tokens: int) -> bool:
+    def begin_walk(self, req_id: str, n_tokens: int, n_before: int) -> bool:
         """vLLM is about to look up a request's keys; False while that is pointless because promotions are under way.
 
-        `n_tokens` of the request are not in the device's cache.
+        `n_before` of the request's tokens are in the device's cache, `n_tokens` are not.
         """
         request = self._requests.get(req_id)
         if request is None:
             return True
-        if not self._cache.begin_walk(request.chain, n_tokens // self._tokens_per_chunk):
+        if not self._cache.begin_walk(request.chain, n_tokens // self._tokens_per_chunk, n_before):
             return False
         request.walked = True
         return True
@@ -239,9 +239,22 @@ class KVTierManager(OffloadingManager):
         self._cache.count_request(request.chain, asked, device, sum(external.values()) - disk, disk)
 
     @_fenced(lambda: None)
-    def step_scheduled(self, n_prefill_tokens: int) -> None:
-        """A step with so many prefill tokens goes to the workers."""
-        self._kvtier.prefill_rate.step_scheduled(time.monotonic(), n_prefill_tokens)
+    def step_scheduled(self, scheduler_output: Any) -> None:
+        """A step goes to the workers."""
+        cached = scheduler_output.scheduled_cached_reqs
+        before = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        before |= {new.req_id: new.num_computed_tokens for new in scheduler_output.scheduled_new_reqs}
+        n_tokens = n_pairs = 0
+        for req_id, n in scheduler_output.num_scheduled_tokens.items():
+            if n > 1:  # prefill: one token is decoding
+                n_tokens += n
+                n_pairs += n * (before[req_id] + n // 2)
+        self._kvtier.prefill_rate.step_scheduled(time.monotonic(), n_tokens, n_pairs / n_tokens if n_tokens else 0.0)
+
+    @_fenced(lambda: None)
+    def onloads_done(self, stats: Any, n_workers: int) -> None:
+        """`n_workers` at a time copied from host to device: vLLM's DirectionalTransferStats, summed over them."""
+        self._kvtier.copy_rate.copied(stats.bytes, stats.time / n_workers)
 
     @_fenced(lambda: None)
     def step_done(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 from kvtier.observe.hitlog import HitLog, format_line
 from kvtier.observe.stats import Gauges, Stats
 
-GAUGES = Gauges(0, 1 << 30, 0, 0, 0, 0, 0, 0, 0.0, disk_on=False)
+GAUGES = Gauges(0, 1 << 30, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 1e10, 0, disk_on=False)
 
 
 class Engine:

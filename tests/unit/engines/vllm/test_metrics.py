@@ -19,7 +19,7 @@ from kvtier.engines.vllm.metrics import build_definitions, to_connector_stats, w
 from kvtier.observe.stats import Gauges, Stats
 
 INTERVAL = Stats(requests=2, asked_tokens=100, hit_tokens=[10, 20, 30], miss_tokens=[25, 15, 0, 0, 0, 0])
-GAUGES = Gauges(1, 2, 3, 4, 5, 6, 7, 8, 9.5, disk_on=True)
+GAUGES = Gauges(1, 2, 3, 4, 5, 6, 7, 8, 9.5, 10.5, 11.5, 12, disk_on=True)
 
 
 class SpecWithOurMetrics(CPUOffloadingSpec):

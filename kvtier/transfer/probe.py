@@ -1,0 +1,105 @@
+"""LoadProbe: frames of a store just opened in, how fast chunks come up from it out. Once, beside the engine's start.
+
+It goes the way of a promotion, by as many threads, but into memory of its own: reads and verifies a sample of what is
+stored, spread over all of it, so that as much of the sample is in the page cache as of the rest. The quick quarter of
+the reads tells the speed: the others were slowed down by an engine that is starting, or by their first touch of memory.
+A disk that is slow is slow for all of them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from kvtier.codec.frame import open_into
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from kvtier.residency import Frame
+    from kvtier.store.base import Store
+
+PROBE_BYTES = 64 << 20
+"""Chunk bytes it brings up at most, and no fewer than one chunk for each thread."""
+
+PROBE_S = 0.5
+"""No read begins later than this after the first."""
+
+STOP_TIMEOUT_S = 5.0
+
+
+def sample(frames: Iterable[Frame], n_frames: int, n: int) -> list[Frame]:
+    """`n` of `n_frames`, or all, at equal distances."""
+    return list(islice(frames, 0, None, max(1, n_frames // max(1, n))))[:n]
+
+
+class LoadProbe:
+    """Owns its threads. `start` once, `stop` before the store is closed."""
+
+    def __init__(
+        self,
+        store: Store,
+        frames: list[Frame],
+        chunk_bytes: int,
+        *,
+        n_threads: int,
+        tell: Callable[[float], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Bring up `frames`. `tell` gets bytes per second, from one of the threads, unless nothing could be read."""
+        self._store = store
+        self._frames = deque(frames)
+        self._chunk_bytes = chunk_bytes
+        self._tell = tell
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._took_s: list[float] = []
+        self._n_running = n_threads
+        self._began_s = 0.0
+        self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._run, name=f"kvtier-probe-{i}", daemon=True) for i in range(n_threads)
+        ]
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        if not self._frames:
+            self._threads.clear()
+            return
+        self._began_s = self._clock()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> bool:
+        """End after the frame each thread is at; False if one is stuck in the store, which then must not be closed."""
+        self._stopping = True
+        for thread in self._threads:
+            thread.join(STOP_TIMEOUT_S)
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _run(self) -> None:
+        out = memoryview(bytearray(self._chunk_bytes))
+        took_s: list[float] = []
+        while not self._stopping and (reads_s := self._clock()) - self._began_s < PROBE_S:
+            try:
+                frame = self._frames.popleft()
+            except IndexError:
+                break
+            try:
+                with self._store.read(frame.shard, frame.key) as stored:
+                    if stored is None:
+                        continue
+                    open_into(stored, out, key=frame.key)
+            except Exception:  # noqa: BLE001, S112 - what cannot be read is for a promotion to find out and to report
+                continue
+            took_s.append(self._clock() - reads_s)
+        with self._lock:
+            self._took_s += took_s
+            self._n_running -= 1
+            if not self._n_running and self._took_s and not self._stopping:
+                quick_s = sorted(self._took_s)[len(self._took_s) // 4]
+                if quick_s > 0:
+                    self._tell(len(self._threads) * self._chunk_bytes / quick_s)
