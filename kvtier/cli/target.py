@@ -44,7 +44,10 @@ def stores_of(target: Path | None) -> list[Path]:
 
 
 def progress(what: str) -> Callable[[int, int], None]:
-    """Prints `done of all what` over itself, at most ten times a second; silent unless stderr is a terminal."""
+    """Prints `done of all what` over itself, at most ten times a second; silent unless stderr is a terminal.
+
+    All is 0 where it is not known.
+    """
     told_s = 0.0
 
     def tell(done: int, total: int) -> None:
@@ -53,7 +56,7 @@ def progress(what: str) -> Callable[[int, int], None]:
         if sys.stderr.isatty() and (now - told_s > 0.1 or done == total):
             told_s = now
             end = "\n" if done == total else "\r"
-            print(f"\r{done:,} of {total:,} {what}", end=end, file=sys.stderr, flush=True)
+            print(f"\r{done:,}{f' of {total:,}' * bool(total)} {what}", end=end, file=sys.stderr, flush=True)
 
     return tell
 

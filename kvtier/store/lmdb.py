@@ -120,7 +120,7 @@ class LmdbStore:
             raise
 
     @classmethod
-    def attach(cls, path: Path) -> Self:
+    def attach(cls, path: Path, *, clock_ns: Callable[[], int] = time.time_ns) -> Self:
         """Open the store at `path` as it stands, for a tool: nothing is laid out anew, engines may have it open too.
 
         Damaged shards are left out and named in `notices`; they are looked for only when no other process has the
@@ -146,7 +146,7 @@ class LmdbStore:
                 raise StoreError(f"{path} has no shard that can be opened: {'; '.join(notices)}")
             if alone:
                 lock.share()
-            return cls(shards, lock, Settled(manifest, notices, 0), time.time_ns)
+            return cls(shards, lock, Settled(manifest, notices, 0), clock_ns)
         except BaseException as error:
             for shard in shards:
                 shard.close()
