@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, Final, Protocol
 
-from kvtier.cli import bench, check, export, import_, inspect, lint, plan, purge, replay, verify
+from kvtier.cli import bench, check, doctor, export, import_, inspect, lint, plan, purge, replay, verify
 from kvtier.errors import KvtierError
 
 
@@ -26,7 +26,19 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: Final[tuple[Command, ...]] = (bench, check, export, import_, inspect, lint, plan, purge, replay, verify)
+COMMANDS: Final[tuple[Command, ...]] = (
+    bench,
+    check,
+    doctor,
+    export,
+    import_,
+    inspect,
+    lint,
+    plan,
+    purge,
+    replay,
+    verify,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
