@@ -68,7 +68,9 @@ def test_no_subcommand_is_a_usage_error(capsys):
     assert "usage: kvtier" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [None, *(module.__name__.rpartition(".")[2] for module in cli.COMMANDS)])
+@pytest.mark.parametrize(
+    "command", [None, *(module.__name__.rpartition(".")[2].rstrip("_") for module in cli.COMMANDS)]
+)
 def test_every_command_explains_itself(capsys, command):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--help"] if command is None else [command, "--help"])
