@@ -45,10 +45,19 @@ class Resident:
 
 
 @dataclass(slots=True, eq=False)
-class Frame:
-    """A chunk on disk."""
+class Link:
+    """A key's place in the order of a tier: see `policy.linked`, which sets all but the key."""
 
     key: ChunkKey
+    colder: Link = field(init=False, repr=False)
+    hotter: Link = field(init=False, repr=False)
+    protected: bool = field(init=False, repr=False)
+
+
+@dataclass(slots=True, eq=False)
+class Frame(Link):
+    """A chunk on disk."""
+
     shard: int
     cost_bytes: int  # what it takes of the shard
     n_bytes: int  # its length as stored
