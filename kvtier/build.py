@@ -21,6 +21,7 @@ from kvtier.observe.rate import Cost, PrefillRate
 from kvtier.observe.recorder import TraceRecorder
 from kvtier.observe.stats import Gauges, Stats
 from kvtier.policy.gate import LoadGate
+from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import Slru
 from kvtier.prior import Prior
 from kvtier.sizing import check_disk_fits, disk_bytes
@@ -216,7 +217,7 @@ def _with_disk(
         sync_every_s=disk_config.sync_every_s,
         report=report,
     )
-    disk = DiskTier(store.n_shards, store.shard_bytes, store.frame_cost, Slru(1))
+    disk = DiskTier(store.n_shards, store.shard_bytes, store.frame_cost, LinkedSlru(1))
     disk.set_family(namespace.family(epoch.name))
     for shard, key in disk.load(store.scan()):
         mover.delete(shard, key)

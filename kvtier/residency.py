@@ -59,7 +59,6 @@ class Frame(Link):
     """A chunk on disk."""
 
     shard: int
-    cost_bytes: int  # what it takes of the shard
     n_bytes: int  # its length as stored
     ready: bool  # committed; False while the write is under way
     pins: int = 0  # promotions reading it

@@ -59,7 +59,7 @@ class Setup:
             self.n_host,
             self.n_disk,
             self.policy.host.make(self.n_host),
-            self.policy.disk.make(self.n_disk),
+            self.policy.disk.make_linked(self.n_disk),
             tally,
             keep_partial=rules.keep_partial,
             deployed=rules.deployed,

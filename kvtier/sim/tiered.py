@@ -9,8 +9,9 @@ from __future__ import annotations
 from kvtier.backlog import CLEAN_SHARE
 from kvtier.cache import TieredCache
 from kvtier.keys import FAMILY_BYTES
+from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import Slru
-from kvtier.residency import Chain, Promotion
+from kvtier.residency import Chain, Frame, Promotion
 from kvtier.sim.tally import DISK, HOST, Tally
 from kvtier.sim.trace import NAMESPACE, Request
 from kvtier.tiers.disk import DiskTier
@@ -29,7 +30,7 @@ class TieredReplay:
         n_host: int,
         n_disk: int,
         host_policy: Slru,
-        disk_policy: Slru,
+        disk_policy: LinkedSlru[Frame],
         tally: Tally,
         *,
         keep_partial: bool,

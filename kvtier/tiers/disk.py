@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from kvtier.keys import FAMILY_BYTES
@@ -11,7 +13,7 @@ from kvtier.types import chunk_hash_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from kvtier.policy.slru import Slru
+    from kvtier.policy.linked import LinkedSlru
     from kvtier.types import ChunkKey, Record
 
 FULL_PENALTY = 0.97
@@ -27,12 +29,14 @@ MAX_VICTIM_SCAN = 1024
 class DiskTier:
     """Index of the store's frames with per-shard accounting; satisfies `Tier`."""
 
-    def __init__(self, n_shards: int, shard_bytes: int, cost_of: Callable[[int], int], policy: Slru) -> None:
+    def __init__(
+        self, n_shards: int, shard_bytes: int, cost_of: Callable[[int], int], policy: LinkedSlru[Frame]
+    ) -> None:
         """Account for `n_shards` of `shard_bytes`; `cost_of` turns a frame's length into bytes taken."""
         self.policy = policy
         self.frame_bytes = 0  # stored length of all ready frames
         self.cost_of = cost_of
-        self._frames: dict[ChunkKey, Frame] = {}
+        self._frames = policy.entries
         self._shard_bytes = shard_bytes
         self._budget = [shard_bytes] * n_shards
         self._used = [0] * n_shards
@@ -89,15 +93,25 @@ class DiskTier:
         Returns `(shard, key)` of what is to be deleted: the older of two frames of a key, and the coldest of a shard
         that holds more than it may.
         """
-        ordered = sorted(records, key=lambda r: (r.key[:FAMILY_BYTES] == self._family, r.written_ns))
+        # Columns, not a list of a million records: what they leave behind in the allocator would never be given back.
+        keys: list[ChunkKey] = []
+        shards, sizes, ages = array("I"), array("Q"), array("Q")
+        for key, shard, n_bytes, written_ns in records:
+            keys.append(key)
+            shards.append(shard)
+            sizes.append(n_bytes)
+            ages.append(written_ns)
+        by_age = array("Q", sorted(range(len(keys)), key=ages.__getitem__))
+        own = bytearray(key.startswith(self._family) for key in keys)
         stale: list[tuple[int, ChunkKey]] = []
-        for record in ordered:
-            older = self._frames.get(record.key)
+        for i in chain((i for i in by_age if not own[i]), (i for i in by_age if own[i])):
+            key = keys[i]
+            older = self._frames.get(key)
             if older is not None:
-                stale.append((older.shard, older.key))
-                self.drop(record.key)
-            self._add(Frame(record.key, record.shard, self.cost_of(record.n_bytes), record.n_bytes, ready=True))
-            self.frame_bytes += record.n_bytes
+                stale.append((older.shard, key))
+                self.drop(key)
+            self._add(Frame(key, shards[i], sizes[i], ready=True))
+            self.frame_bytes += sizes[i]
         self._follow_frame_size()
         if any(self._room(shard) < 0 for shard in range(len(self._budget))):
             for key in list(self.policy.victims()):
@@ -128,7 +142,7 @@ class DiskTier:
                 if frame.pins or not frame.ready:
                     continue
                 victims.append(frame)
-                room[frame.shard] += frame.cost_bytes
+                room[frame.shard] += self.cost_of(frame.n_bytes)
                 if room[frame.shard] >= cost:
                     shard = frame.shard
                     break
@@ -139,7 +153,7 @@ class DiskTier:
                 if frame.shard == shard:
                     evicted.append((shard, frame.key))
                     self._remove(frame, evicted=True)
-        placed = Frame(key, shard, cost, n_bytes, ready=False)
+        placed = Frame(key, shard, n_bytes, ready=False)
         self._add(placed)
         return Placement(placed, tuple(evicted))
 
@@ -171,7 +185,7 @@ class DiskTier:
         self.policy.check()
         used = [0] * len(self._used)
         for frame in self._frames.values():
-            used[frame.shard] += frame.cost_bytes
+            used[frame.shard] += self.cost_of(frame.n_bytes)
         assert used == self._used
         assert sum(used) == self._total_used
         assert len(self.policy) == len(self._frames)
@@ -185,17 +199,17 @@ class DiskTier:
         return max(range(len(self._budget)), key=self._room)
 
     def _add(self, frame: Frame) -> None:
-        self._frames[frame.key] = frame
-        self._used[frame.shard] += frame.cost_bytes
-        self._total_used += frame.cost_bytes
-        self.policy.insert(frame.key)
+        cost = self.cost_of(frame.n_bytes)
+        self._used[frame.shard] += cost
+        self._total_used += cost
+        self.policy.enter(frame)
         if frame.key[:FAMILY_BYTES] != self._family:
             self._foreign.add(chunk_hash_of(frame.key))
 
     def _remove(self, frame: Frame, *, evicted: bool) -> None:
-        del self._frames[frame.key]
-        self._used[frame.shard] -= frame.cost_bytes
-        self._total_used -= frame.cost_bytes
+        cost = self.cost_of(frame.n_bytes)
+        self._used[frame.shard] -= cost
+        self._total_used -= cost
         if frame.ready:
             self.frame_bytes -= frame.n_bytes
         self.policy.remove(frame.key, evicted=evicted)

@@ -1,5 +1,6 @@
 """Every tier keeps the contract. A new one adds one class."""
 
+from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import Slru
 from kvtier.residency import State
 from kvtier.testing.tiers import TierContract
@@ -21,7 +22,7 @@ class TestHostTier(TierContract):
 
 class TestDiskTier(TierContract):
     def make(self, n_chunks: int) -> Tier:
-        return DiskTier(1, n_chunks * 1024, lambda n_bytes: n_bytes + 24, Slru(n_chunks))
+        return DiskTier(1, n_chunks * 1024, lambda n_bytes: n_bytes + 24, LinkedSlru(n_chunks))
 
     def add(self, tier: DiskTier, key: ChunkKey) -> None:
         placement = tier.place(key, 1000)
@@ -31,4 +32,4 @@ class TestDiskTier(TierContract):
 
 class TestDiskTierInShards(TestDiskTier):
     def make(self, n_chunks: int) -> Tier:
-        return DiskTier(n_chunks, 1024, lambda n_bytes: n_bytes + 24, Slru(n_chunks))
+        return DiskTier(n_chunks, 1024, lambda n_bytes: n_bytes + 24, LinkedSlru(n_chunks))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvtier.cache import PROMISE_STEPS, QUARANTINE_STEPS, TieredCache
+from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import Slru
 from kvtier.residency import Placement, Promotion, Resident, State
 from kvtier.tiers.disk import DiskTier
@@ -69,7 +70,7 @@ class CacheMachine(RuleBasedStateMachine):
         budget: int | None,
     ) -> None:
         self.host = HostTier(n_slots, 1, Slru(n_slots))
-        self.disk = DiskTier(n_shards, SHARD_BYTES, lambda n: n, Slru(1)) if n_shards else None
+        self.disk = DiskTier(n_shards, SHARD_BYTES, lambda n: n, LinkedSlru(1)) if n_shards else None
         if self.disk is not None:
             self.disk.set_family(self.family)
         self.cache = TieredCache(

@@ -2,6 +2,7 @@
 
 from kvtier.budget import WriteBudget
 from kvtier.cache import TieredCache
+from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import Slru
 from kvtier.residency import Chain, Promotion
 from kvtier.tiers.disk import DiskTier
@@ -44,7 +45,7 @@ class Rig:
         self.deleted: list[tuple[int, ChunkKey]] = []
         self.n_wakes = 0
         self.host = HostTier(n_slots, CHUNK_BYTES, Slru(n_slots, protected=0, ghosts=0) if lru else Slru(n_slots))
-        self.disk = DiskTier(1, n_frames * FRAME_BYTES, lambda n: n, Slru(n_frames)) if n_frames else None
+        self.disk = DiskTier(1, n_frames * FRAME_BYTES, lambda n: n, LinkedSlru(n_frames)) if n_frames else None
         if self.disk is not None:
             self.disk.set_family(FAMILY)
         self.cache = TieredCache(

@@ -11,6 +11,7 @@ from kvtier.cache import TieredCache
 from kvtier.codec.base import Codec
 from kvtier.codec.frame import frame_bound
 from kvtier.codec.raw import Raw
+from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import Slru
 from kvtier.residency import Chain, Resident
 from kvtier.store.base import Store
@@ -69,7 +70,7 @@ class Rig:
             clock=self.clock,
         )
         self.host = HostTier(n_slots, CHUNK_BYTES, Slru(n_slots))
-        self.disk = DiskTier(store.n_shards, store.shard_bytes, store.frame_cost, Slru(1))
+        self.disk = DiskTier(store.n_shards, store.shard_bytes, store.frame_cost, LinkedSlru(1))
         self.disk.set_family(b"family-1")
         self.cache = TieredCache(
             self.host,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvtier.policy.slru import Slru
+from kvtier.policy.linked import LinkedSlru
 from kvtier.residency import Frame
 from kvtier.tiers.disk import FULL_REST, DiskTier
 from kvtier.types import ChunkKey, Record
@@ -17,7 +17,7 @@ def number(k: ChunkKey) -> int:
 
 
 def tier(n_shards: int, shard_bytes: int = 100) -> DiskTier:
-    disk = DiskTier(n_shards, shard_bytes, lambda n_bytes: n_bytes, Slru(1))
+    disk = DiskTier(n_shards, shard_bytes, lambda n_bytes: n_bytes, LinkedSlru(1))
     disk.set_family(b"family-1")
     return disk
 
