@@ -17,8 +17,9 @@ from pathlib import Path
 
 from kvtier.bench.store import key_of
 from kvtier.cache import TieredCache
+from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import Slru
-from kvtier.residency import Chain, Promotion
+from kvtier.residency import Chain, Link, Promotion
 from kvtier.store.lmdb import LmdbStore
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.host import HostTier
@@ -40,7 +41,7 @@ def _open(path: Path, capacity_bytes: int, n_chunks: int) -> dict[str, float]:
     before = _memory()
     started = time.perf_counter()
     store = LmdbStore.open(path, capacity_bytes)
-    disk = DiskTier(store.n_shards, store.shard_bytes, store.frame_cost, Slru(1))
+    disk = DiskTier(store.n_shards, store.shard_bytes, store.frame_cost, LinkedSlru(1))
     disk.set_family(key_of(0)[:8])
     stale = disk.load(store.scan())
     open_s = time.perf_counter() - started
@@ -49,7 +50,7 @@ def _open(path: Path, capacity_bytes: int, n_chunks: int) -> dict[str, float]:
     assert len(disk) == n_chunks
     lookup_disk_ms, lookup_host_ms = _lookups(disk, n_chunks)
     store.close()
-    policy = Slru(_N_POLICY)
+    policy: LinkedSlru[Link] = LinkedSlru(_N_POLICY)
     return {
         "open_s": open_s,
         "rss_bytes": after["VmRSS"] - before["VmRSS"],

@@ -1,5 +1,8 @@
 """DiskTier: shards, room, who leaves, and what an opened store brings along."""
 
+import hashlib
+import tracemalloc
+
 import pytest
 
 from kvtier.policy.linked import LinkedSlru
@@ -225,3 +228,20 @@ def test_wrong_accounting_is_noticed():
     disk._used[0] += 1
     with pytest.raises(AssertionError):
         disk.check()
+
+
+def test_a_chunk_takes_less_than_300_bytes_of_the_index():
+    n_chunks = 20_000
+    records = (
+        Record(ChunkKey(b"family-1" + bytes(16) + hashlib.sha256(b"%d" % n).digest() + bytes(4)), 0, 700_000 + n, n)
+        for n in range(n_chunks)
+    )
+    tracemalloc.start()
+    try:
+        disk = tier(1, n_chunks << 20)
+        disk.load(records)
+        used_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(disk) == n_chunks
+    assert used_bytes < 300 * n_chunks
