@@ -13,6 +13,7 @@ BENCHES: Final = MappingProxyType(
     {
         "codec": "compression: ratio and speed against plain zstd level 1, memcpy and the entropy of the bytes",
         "store": "frames on disk: write, read hot and cold, against O_DIRECT, a file per chunk and vLLM's disk tier",
+        "churn": "a full tier that replaces a frame for each it takes: speed kept, capacity kept, bytes written",
         "index": "a million chunks: seconds to open, bytes of memory each, milliseconds to look a prefix up",
     }
 )

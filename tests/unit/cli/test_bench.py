@@ -11,6 +11,12 @@ from kvtier.bench.registry import BENCHES
 from kvtier.cli.main import main
 
 NAMES = {
+    "churn": {
+        "churn.last_vs_first",
+        "churn.max_bytes_over_capacity",
+        "churn.gb_per_s",
+        "churn.write_amplification",
+    },
     "codec": {"codec.ratio", "codec.compress_vs_zstd1", "codec.decompress_vs_zstd1"},
     "index": {"index.open_s_per_million", "index.rss_bytes_per_chunk", "index.lookup_1000_ms"},
     "store": {"store.write", "store.read_hot", "store.read_cold"},
