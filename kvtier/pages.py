@@ -183,17 +183,18 @@ class Pages:
         groups = [range(i, min(i + self._group, len(keys))) for i in range(0, len(keys), self._group)]
         walks: list[Chain] = []
         with _turn(self._getting, deadline_s - self._clock()) as mine:
-            for nth, group in enumerate(groups if mine else ()):
-                while len(walks) < min(nth + 2, len(groups)):
-                    walks.append(self._walk([keys[i] for i in groups[len(walks)]]))
-                n_landed = self._land(walks[nth], [keys[i] for i in group], deadline_s)
-                landed = group[:n_landed]
-                got += self._copy_out(walks[nth], [keys[i] for i in landed], [targets[i] for i in landed])
-                if n_landed < len(group):
-                    got.append(self._reason(walks[nth], keys[group[n_landed]]))
-                    break
-            for chain in reversed(walks):  # the head is used last, and so outlives the tail
-                self._cache.close_chain(chain)
+            try:
+                for nth, group in enumerate(groups if mine else ()):
+                    while len(walks) < min(nth + 2, len(groups)):
+                        walks.append(self._walk([keys[i] for i in groups[len(walks)]]))
+                    n_landed = self._land(walks[nth], [keys[i] for i in group], deadline_s)
+                    landed = group[:n_landed]
+                    got += self._copy_out(walks[nth], [keys[i] for i in landed], [targets[i] for i in landed])
+                    if n_landed < len(group):
+                        got.append(self._reason(walks[nth], keys[group[n_landed]]))
+                        break
+            finally:
+                self._close(walks)
         self._cache.changed()  # a put may wait for the slots
         end = got[-1] if got and isinstance(got[-1], Miss) else Miss.LOAD_FAILED
         return got + [end] * (len(keys) - len(got))
@@ -210,19 +211,20 @@ class Pages:
         chains: list[Chain] = []  # one for each step: what a chain has used is not evicted to make room for it
         with _turn(self._putting, deadline_s - self._clock()) as mine:
             n_spilled = self._cache.n_spilled
-            while mine and todo:
-                seen = self._cache.n_changes
-                chains.append(self._cache.open_chain())
-                taken = self._take(chains[-1], todo[: self._group], keys, sources)
-                for i in taken:
-                    here[i] = True
-                todo = [i for i in todo if not here[i]]
-                if not taken and not self._await_room(seen, deadline_s):
-                    if self._cache.n_spilled == n_spilled:
-                        self._writes.began(n_spilled)
-                    break
-            for chain in reversed(chains):
-                self._cache.close_chain(chain)
+            try:
+                while mine and todo:
+                    seen = self._cache.n_changes
+                    chains.append(self._cache.open_chain())
+                    taken = self._take(chains[-1], todo[: self._group], keys, sources)
+                    for i in taken:
+                        here[i] = True
+                    todo = [i for i in todo if not here[i]]
+                    if not taken and not self._await_room(seen, deadline_s):
+                        if self._cache.n_spilled == n_spilled:
+                            self._writes.began(n_spilled)
+                        break
+            finally:
+                self._close(chains)
         return here
 
     @contextmanager
@@ -230,6 +232,10 @@ class Pages:
         """While the block runs no page is copied; False if that could not be had within `timeout_s`."""
         with _turn(self._getting, timeout_s / 2) as no_get, _turn(self._putting, timeout_s / 2) as no_put:
             yield no_get and no_put
+
+    def _close(self, chains: Sequence[Chain]) -> None:
+        for chain in reversed(chains):  # the head is used last, and so outlives the tail
+            self._cache.close_chain(chain)
 
     # ---- up ---------------------------------------------------------------------------------------------------------
 

@@ -169,6 +169,7 @@ install_sglang() {
         quietly "installing what SGLang imports beside it" \
             pip install -q --progress-bar off -c "$SCRATCH/held" "${missing[@]}" || fail "pip could not install ${missing[*]}"
     fi
+    ln -sf "$(cd "$BASE/bin" && pwd)/ninja" "$VENV/bin/ninja"
     quietly "installing kvtier" pip install -q --no-deps -e "$ROOT" || fail "pip could not install kvtier"
     PYTHONPATH=$ROOT/integration/sglang/cpu SGLANG_USE_CPU_ENGINE=1 \
         quietly "importing SGLang's server once" "$VENV/bin/python" -c 'import sglang.srt.entrypoints.http_server' ||

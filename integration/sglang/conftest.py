@@ -18,5 +18,6 @@ if not collect_ignore_glob:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(HERE.parents[1]), str(CPU), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # for ninja
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

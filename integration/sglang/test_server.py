@@ -30,6 +30,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def retrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same architecture under other weights."""
+    return make_llama(tmp_path_factory.mktemp("models") / "retrained", seed=2)
+
+
+@pytest.fixture(scope="module")
 def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[int]]:
     """Answers of SGLang without a storage backend."""
     with SglangServer(model, tmp_path_factory.mktemp("plain") / "log", args=TINY) as server:
@@ -63,8 +69,8 @@ def stored(server: SglangServer, n_pages: int, n_ranks: int = 1) -> None:
     server.wait_for_metric("kvtier_spilled_chunks_total", n_pages * n_ranks)
 
 
-def test_restart_kill_flush_detach_attach_and_clear(
-    model: Path, plain: dict[int, list[int]], yaml: Path, tmp_path: Path
+def test_restart_kill_flush_detach_attach_clear_and_new_weights(
+    model: Path, retrained: Path, plain: dict[int, list[int]], yaml: Path, tmp_path: Path
 ) -> None:
     first = tmp_path / "first.log"
     with SglangServer(model, first, args=short_form(yaml)) as server:
@@ -102,6 +108,11 @@ def test_restart_kill_flush_detach_attach_and_clear(
         assert server.generate(prompt(0))[:2] == Answer(plain[0], {"device": 0, "host": 0, "storage": 0}, 0)[:2]
         server.flush()
         assert server.generate(prompt(0)).cached["storage"] == FULL
+
+        server.call("POST", "/update_weights_from_disk", {"model_path": str(retrained)})
+        replaced = server.generate(prompt(0))
+        assert replaced.cached["storage"] == 0
+        assert replaced.tokens != plain[0]
         server.stop()
 
 

@@ -11,6 +11,8 @@ import sglang_on_cpu
 import torch
 from sglang.srt.environ import envs
 
+pytest.importorskip("sglang.test.kits.unified_radix_cache", reason="this SGLang ships no fixtures for its tree")
+
 from integration.sglang.trees import MAMBA, MHA, SWA, Tree
 
 Begin = Callable[..., Tree]
@@ -96,6 +98,17 @@ def test_clear_forgets_and_storing_goes_on(begin: Begin) -> None:
     n_loaded, state = again.load(other)
     assert n_loaded == len(other)
     assert equal(state, stored)
+
+
+def test_statistics_tell_once_what_was_moved(begin: Begin) -> None:
+    asked = tokens(6, 16)
+    begin().store(asked)
+    tree = begin()
+    tree.load(asked)
+    stats = tree.backend.get_stats()
+    assert stats.prefetch_pgs == [6]
+    assert stats.prefetch_bandwidth[0] > 0
+    assert tree.backend.get_stats() is None
 
 
 def test_with_a_failing_backend_what_comes_is_right(begin: Begin) -> None:

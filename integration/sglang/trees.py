@@ -30,7 +30,16 @@ IO_OF = {"page_first": "kernel", "page_first_direct": "direct", "layer_first": "
 class Tree(UnifiedRadixCacheStorageFixtures):
     """One start of an engine's cache over a directory of kvtier's."""
 
-    def __init__(self, cfg: CacheConfig, layout: str, disk: Path, **extra: Any) -> None:
+    def __init__(
+        self,
+        cfg: CacheConfig,
+        layout: str,
+        disk: Path,
+        *,
+        storage: str = "dynamic",
+        staging: str = "16MiB",
+        **extra: Any,
+    ) -> None:
         self.cfg = cfg
         self._undo: list[Any] = []
         self.cache, self.allocator, self.requests = build_fixture(cfg)
@@ -39,7 +48,7 @@ class Tree(UnifiedRadixCacheStorageFixtures):
         self._undo.append(lambda: parallel.__exit__(None, None, None))
         config = {
             "prefetch_threshold": 1,
-            "kvtier": {"host": {"capacity": "16MiB"}, "disk": {"path": str(disk), "capacity": "256MiB"}},
+            "kvtier": {"host": {"capacity": staging}, "disk": {"path": str(disk), "capacity": "256MiB"}},
             **extra,
         }
         args = ServerArgs(
@@ -49,8 +58,12 @@ class Tree(UnifiedRadixCacheStorageFixtures):
             hicache_mem_layout=layout,
             hicache_io_backend=IO_OF[layout],
             hicache_write_policy="write_through",
-            hicache_storage_backend="dynamic",
-            hicache_storage_backend_extra_config=plugin.extra_config(json.dumps(config)),
+            hicache_storage_backend=storage,
+            hicache_storage_backend_extra_config=(
+                plugin.extra_config(json.dumps(config))
+                if storage == "dynamic"
+                else json.dumps({"file_storage_path": str(disk)})
+            ),
             hicache_storage_prefetch_policy="wait_complete",
         )
         args._mamba_cache_chunk_size = max(CHUNK_SIZE, cfg.page_size)

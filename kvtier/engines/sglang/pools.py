@@ -18,7 +18,8 @@ _LOG = logging.getLogger("sglang.kvtier")
 KV = "kv"
 _GEOMETRY = (
     "layout", "page_size", "logical_page_size", "layer_num", "start_layer", "end_layer", "head_num", "head_dim",
-    "v_head_dim", "kv_lora_rank", "qk_rope_head_dim", "num_mamba_layers", "storage_format_tag", "dcp_size",
+    "v_head_dim", "kv_lora_rank", "qk_rope_head_dim", "kv_cache_dim", "target_layer_num",
+    "num_mamba_layers", "storage_format_tag", "dcp_size",
 )  # fmt: skip
 
 
