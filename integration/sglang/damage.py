@@ -10,10 +10,10 @@ INTO_FRAME = 20_000
 
 
 def flip_bits(disk: Path) -> int:
-    """Flip one in the middle of each file of SGLang's own backend, and one in each frame of kvtier's; how many."""
+    """Flip one in each file of SGLang's own backend (a bf16 exponent) and in each frame of kvtier's; how many."""
     n_flipped = 0
     for file in disk.rglob("*.bin"):
-        n_flipped += _flip(file, [file.stat().st_size // 2])
+        n_flipped += _flip(file, [file.stat().st_size // 2 + 1])
     for file in disk.rglob("shard-*.lmdb"):
         data = file.read_bytes()
         places, at = [], data.find(b"KVTF")
