@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from kvtier.budget import WriteBudget
 from kvtier.cache import TieredCache
+from kvtier.codec.guard import PLAIN
+from kvtier.codec.guards import guard_for, guarded
 from kvtier.codec.raw import Raw
 from kvtier.codec.registry import codec_for
 from kvtier.epoch import NAMESPACES, Epoch
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from kvtier.codec.guard import Guard
     from kvtier.config import Config, Disk
     from kvtier.keys import Namespace
     from kvtier.store.base import Store
@@ -100,16 +103,19 @@ def build(
     host = HostTier(slots.n, geometry.chunk_bytes, Slru(slots.n))
     store: Store | None = None
     folder: Path | None = None
+    guard = PLAIN
     close_store: Callable[[], None] = _nothing
     if config.disk is not None:
         folder = config.disk.path / sub_folder if sub_folder else config.disk.path
         try:
+            guard = guard_for(config)
             store, close_store = _open_store(
                 config, config.disk, folder, disk_share=disk_share, geometry=geometry, report=report
             )
         except (KvtierError, OSError) as error:
             report(f"disk tier is off, the engine runs without it: {error}")
             folder = None
+    namespace = guarded(namespace, guard)
     epoch = Epoch(folder / NAMESPACES if folder is not None else None, namespace)
     if folder is not None and not epoch.persistent:
         report(f"{folder / NAMESPACES} cannot be written: what is stored now will not be found after a restart")
@@ -125,6 +131,7 @@ def build(
                 store=store,
                 folder=folder,
                 close_store=close_store,
+                guard=guard,
                 epoch=epoch,
                 namespace=namespace,
                 report=report,
@@ -200,6 +207,7 @@ def _with_disk(
     store: Store,
     folder: Path,
     close_store: Callable[[], None],
+    guard: Guard,
     epoch: Epoch,
     namespace: Namespace,
     report: Callable[[str], None],
@@ -212,6 +220,7 @@ def _with_disk(
         slots,
         store,
         Raw() if disk_config.codec == "raw" else codec_for(geometry.dtype),
+        guard=guard,
         n_promote_threads=disk_config.promote_threads,
         poll_s=max(0.05, disk_config.write_behind_after_s / 4),
         sync_every_s=disk_config.sync_every_s,
@@ -254,6 +263,7 @@ def _with_disk(
         store,
         sample(disk.frames(), len(disk), max(disk_config.promote_threads, PROBE_BYTES // geometry.chunk_bytes)),
         geometry.chunk_bytes,
+        guard=guard,
         n_threads=disk_config.promote_threads,
         tell=cache.assume_load_rate,
     )

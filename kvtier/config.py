@@ -232,6 +232,34 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return self.capacity.n_bytes or 0
 
 
+class Integrity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may write frames."""
+
+    hmac_key_file: Annotated[
+        Path | None,
+        _key(
+            "File with a secret under which frames are authenticated, so that nobody else can plant KV "
+            "(docs/security.md). A relative path starts at the YAML file's folder.",
+            "a file or off",
+            default="off",
+        ),
+    ] = None
+
+
+class Encryption(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may read frames."""
+
+    key_file: Annotated[
+        Path | None,
+        _key(
+            "File with a secret under which frames are encrypted and authenticated (AES-256-GCM; needs "
+            "`kvtier[crypto]`). A relative path starts at the YAML file's folder.",
+            "a file or off",
+            default="off",
+        ),
+    ] = None
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole configuration. `Config()` is what an empty file means."""
 
@@ -245,6 +273,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     offload: Offload = msgspec.field(default_factory=Offload)
     log: Log = msgspec.field(default_factory=Log)
     trace: Trace = msgspec.field(default_factory=Trace)
+    integrity: Integrity = msgspec.field(default_factory=Integrity)
+    encryption: Encryption = msgspec.field(default_factory=Encryption)
+
+    def __post_init__(self) -> None:
+        if self.integrity.hmac_key_file is not None and self.encryption.key_file is not None:
+            raise ConfigError(
+                "`integrity.hmac_key_file` and `encryption.key_file` are both set: encryption authenticates too, and "
+                "costs less; leave `integrity` out"
+            )
 
     def to_tree(self) -> dict[str, object]:
         """A dict of dicts and plain scalars that `parse` turns into an equal Config, in any process, through JSON."""
@@ -270,7 +307,12 @@ _SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
     "offload": Offload,
     "log": Log,
     "trace": Trace,
+    "integrity": Integrity,
+    "encryption": Encryption,
 }
+
+# Files that are written or read only where one is named.
+_OPTIONAL_FILES: Final = (("trace", "record"), ("integrity", "hmac_key_file"), ("encryption", "key_file"))
 
 
 def settings() -> Iterator[Setting]:
@@ -336,9 +378,10 @@ def _plain(tree: Mapping[str, object]) -> dict[str, Any]:
     disk = plain.get("disk")
     if isinstance(disk, dict) and disk.get("min_tokens") == "none":
         disk["min_tokens"] = None
-    trace = plain.get("trace")
-    if isinstance(trace, dict) and (trace.get("record") is False or trace.get("record") == "off"):
-        trace["record"] = None
+    for name, key in _OPTIONAL_FILES:
+        section = plain.get(name)
+        if isinstance(section, dict) and (section.get(key) is False or section.get(key) == "off"):
+            section[key] = None
     return plain
 
 

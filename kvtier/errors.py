@@ -5,6 +5,7 @@ KvtierError
 ├── InputError             a trace or prompt file of the user's; the message names file, line and what was expected
 ├── FrameError             a stored frame cannot be used
 │   ├── FrameCorruptError  the bytes are not what was written
+│   │   └── FrameForgedError  whole, but written by somebody without our key
 │   └── FrameForeignError  sound, but not ours: another key, namespace, codec or format version
 └── StoreError             the medium failed: full, unreadable, gone
     └── StoreFullError     no room in that shard; none of the puts was written
@@ -33,6 +34,10 @@ class FrameError(KvtierError):
 
 class FrameCorruptError(FrameError):
     """The frame does not verify: its bytes are not the ones that were sealed."""
+
+
+class FrameForgedError(FrameCorruptError):
+    """The frame's checksum is right and it names our key, but it was not made with it."""
 
 
 class FrameForeignError(FrameError):

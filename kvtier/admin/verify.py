@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from kvtier.codec.frame import open_into, verify_frame
+from kvtier.codec.frame import HEADER_BYTES, check_identity, open_into, verify_frame
+from kvtier.codec.guard import KEY_ID_BYTES, PLAIN, Guard
 from kvtier.errors import FrameError, FrameForeignError, StoreError
 from kvtier.store.lmdb import LmdbStore
 from kvtier.types import ChunkKey, Record
@@ -42,6 +43,7 @@ class Findings:
     frames: int = 0  # that were read and verify
     raw_bytes: int = 0
     stored_bytes: int = 0
+    locked: int = 0  # of `frames`: under a key that is not at hand, so checked for damage and identity alone
     gone: int = 0  # deleted by an engine meanwhile
     bad: list[Bad] = field(default_factory=list)
     deleted: int = 0
@@ -58,6 +60,7 @@ class Findings:
             "sound_frames": self.frames,
             "raw_bytes": self.raw_bytes,
             "stored_bytes": self.stored_bytes,
+            "locked_frames": self.locked,
             "gone_frames": self.gone,
             "bad_frames": [
                 {"key": bad.key.hex(), "shard": bad.shard, "kind": bad.kind, "why": bad.why} for bad in self.bad
@@ -72,6 +75,8 @@ class Findings:
         gone = f", {self.gone:,} deleted by an engine meanwhile" * bool(self.gone)
         lines = [f"{self.path}: {self.frames:,} frames verify{gone}; {len(self.bad):,} do not"]
         lines += [f"  {bad.key.hex()[:64]} in shard {bad.shard}: {bad.kind}: {bad.why}" for bad in self.bad[:SHOWN]]
+        if self.locked:
+            lines.append(f"  {self.locked:,} are under a key that was not given: checked for damage, not opened")
         if len(self.bad) > SHOWN:
             lines.append(f"  and {len(self.bad) - SHOWN:,} more (--json names all)")
         if self.deleted:
@@ -82,10 +87,15 @@ class Findings:
 
 
 def verify(
-    path: Path, *, fix: bool = False, progress: Callable[[int, int], None] = lambda _done, _all: None
+    path: Path,
+    *,
+    fix: bool = False,
+    guard: Guard = PLAIN,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Findings:
     """Check every frame of the store at `path`, on all cores; engines may be using it.
 
+    Frames under the key of `guard` are opened; under other keys only damage and a wrong place can be found.
     `progress` is called with frames done and frames in all. With `fix` the bad ones are deleted, save those that could
     not be read. Raises StoreError when the store cannot be opened or its index cannot be read.
     """
@@ -97,7 +107,9 @@ def verify(
             waiting = iter(records)
             for done in range(0, len(records), _BATCH):
                 batch = list(islice(waiting, _BATCH))
-                for record, outcome in zip(batch, pool.map(lambda record: _check(store, record), batch), strict=True):
+                for record, outcome in zip(
+                    batch, pool.map(lambda record: _check(store, record, guard), batch), strict=True
+                ):
                     _tell(findings, record, outcome)
                 progress(min(done + _BATCH, len(records)), len(records))
         if fix:
@@ -107,17 +119,27 @@ def verify(
         store.close()
 
 
-def _check(store: LmdbStore, record: Record) -> Bad | int | None:
-    """Raw bytes of a sound frame, None when it is gone, or what is wrong with it."""
+class _Sound(NamedTuple):
+    raw_bytes: int
+    locked: bool
+
+
+def _check(store: LmdbStore, record: Record, guard: Guard) -> Bad | _Sound | None:
+    """What is in a sound frame, None when it is gone, or what is wrong with it."""
     try:
         with store.read(record.shard, record.key) as frame:
             if frame is None:
                 return None
-            n_bytes = verify_frame(frame).raw_bytes
+            header = verify_frame(frame)
+            n_bytes = header.raw_bytes
+            if header.flags and not _is_under(guard, frame, header.flags):
+                check_identity(header, record.key)
+                return _Sound(n_bytes, locked=True)
             if n_bytes > MAX_CHUNK_BYTES:
                 raise FrameForeignError(f"frame of a chunk of {n_bytes} bytes, at most {MAX_CHUNK_BYTES} are believed")
-            open_into(frame, memoryview(bytearray(n_bytes)), key=record.key)
-            return n_bytes
+            out = memoryview(bytearray(n_bytes))
+            open_into(frame, out, key=record.key, guard=guard if header.flags else PLAIN)
+            return _Sound(n_bytes, locked=False)
     except FrameError as error:
         kind = "foreign" if isinstance(error, FrameForeignError) else "corrupt"
         return Bad(record.key, record.shard, kind, str(error))
@@ -125,14 +147,19 @@ def _check(store: LmdbStore, record: Record) -> Bad | int | None:
         return Bad(record.key, record.shard, "unreadable", str(error))
 
 
-def _tell(findings: Findings, record: Record, outcome: Bad | int | None) -> None:
+def _is_under(guard: Guard, frame: memoryview, flags: int) -> bool:
+    return flags == guard.flags and guard.name.endswith(bytes(frame[HEADER_BYTES:][:KEY_ID_BYTES]).hex())
+
+
+def _tell(findings: Findings, record: Record, outcome: Bad | _Sound | None) -> None:
     if isinstance(outcome, Bad):
         findings.bad.append(outcome)
     elif outcome is None:
         findings.gone += 1
     else:
         findings.frames += 1
-        findings.raw_bytes += outcome
+        findings.raw_bytes += outcome.raw_bytes
+        findings.locked += outcome.locked
         findings.stored_bytes += record.n_bytes
 
 

@@ -8,12 +8,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvtier import config as configuration
 from kvtier.admin.directory import find_stores
 from kvtier.config import Config
 from kvtier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kvtier.codec.guard import Guard
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +44,13 @@ def directory_of(target: Path | None) -> Path:
 def stores_of(target: Path | None) -> list[Path]:
     """The stores that TARGET means, at least one."""
     return find_stores(directory_of(target))
+
+
+def guard_of(target: Path | None) -> Guard:
+    """The guard of the frames, where TARGET is a YAML that names a key. ConfigError when it cannot be used."""
+    from kvtier.codec.guards import guard_for  # noqa: PLC0415 - imports the codecs
+
+    return guard_for(configuration.load(target) if target is not None and not target.is_dir() else Config())
 
 
 def progress(what: str) -> Callable[[int, int], None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from kvtier.cli.target import add_target, progress, show, stores_of
+from kvtier.cli.target import add_target, guard_of, progress, show, stores_of
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
     """Verify and print."""
     from kvtier.admin.verify import verify  # noqa: PLC0415 - imports lmdb and the codecs
 
-    found = [verify(store, fix=args.fix, progress=progress("frames")) for store in stores_of(args.target)]
+    guard = guard_of(args.target)
+    found = [verify(store, fix=args.fix, guard=guard, progress=progress("frames")) for store in stores_of(args.target)]
     sound = all(one.sound for one in found)
     tree = {"sound": sound, "stores": [one.to_tree() for one in found]}
     show(args, tree, "\n".join(one.to_text() for one in found))

@@ -13,13 +13,16 @@ from kvtier.codec.frame import (
     seal_into,
     verify_frame,
 )
+from kvtier.codec.guard import PLAIN, Guard
 from kvtier.codec.registry import codec_by_id, codec_for
 
 __all__ = [
     "FORMAT_VERSION",
     "HEADER_BYTES",
+    "PLAIN",
     "Codec",
     "FrameHeader",
+    "Guard",
     "codec_by_id",
     "codec_for",
     "frame_bound",

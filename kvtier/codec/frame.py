@@ -10,6 +10,7 @@ from typing import NamedTuple
 import xxhash
 
 from kvtier.codec.base import Codec
+from kvtier.codec.guard import EXTENSION_BYTES, PLAIN, Guard
 from kvtier.codec.raw import copy_bytes
 from kvtier.codec.registry import RAW, codec_by_id
 from kvtier.errors import FrameCorruptError, FrameForeignError
@@ -26,8 +27,6 @@ _HEAD = struct.Struct("<4sHBBII16s16s")
 _CHECKSUM_AT = _HEAD.size
 _MAX_RAW_BYTES = 2**32 - 1
 _NAMESPACE_BYTES = 16  # family and adapter; the tenant is in the engine's hash as well, and all of the key in the tag
-# Flags this build can read. To come: a key tag under HMAC, an encrypted payload; what they need follows the header.
-_KNOWN_FLAGS = 0
 
 
 class FrameHeader(NamedTuple):
@@ -35,39 +34,44 @@ class FrameHeader(NamedTuple):
 
     version: int
     codec_id: int
-    flags: int
+    flags: int  # how the payload is guarded: a key of EXTENSION_BYTES
     raw_bytes: int  # of the chunk
-    payload_bytes: int  # after the header
+    payload_bytes: int  # after the header and what its flags put behind it
     namespace: bytes  # first 16 bytes of the key
     key_tag: bytes  # xxh3_128 of the whole key
     checksum: bytes  # xxh3_128 of everything else
 
 
-def frame_bound(n_bytes: int, codec: Codec) -> int:
+def frame_bound(n_bytes: int, codec: Codec, guard: Guard = PLAIN) -> int:
     """Bytes `seal_into` needs for a chunk of `n_bytes`."""
-    return HEADER_BYTES + max(n_bytes, codec.bound(n_bytes))
+    return _payload_at(guard) + max(n_bytes, codec.bound(n_bytes)) + guard.slack_bytes
 
 
-def seal_into(chunk: memoryview, out: memoryview, *, key: ChunkKey, codec: Codec) -> int:
+def seal_into(chunk: memoryview, out: memoryview, *, key: ChunkKey, codec: Codec, guard: Guard = PLAIN) -> int:
     """Write `chunk` as a frame to the front of `out` and return the frame's length.
 
-    Called on transfer threads. `out` is at least `frame_bound(len(chunk), codec)` long and does not overlap `chunk`. A
-    frame is never longer than the chunk and its header: what the codec does not shrink is stored as it is.
+    Called on transfer threads. `out` is at least `frame_bound(len(chunk), codec, guard)` long and does not overlap
+    `chunk`. A frame is never longer than the chunk, its header and what `guard` adds: what the codec does not shrink is
+    stored as it is.
     """
     if len(chunk) > _MAX_RAW_BYTES:
         raise ValueError(f"a chunk of {len(chunk)} bytes does not fit a frame: its length field has 32 bits")
-    if len(out) < frame_bound(len(chunk), codec):
-        raise ValueError(f"{len(out)} bytes of room for a frame that may take {frame_bound(len(chunk), codec)}")
-    n_payload = codec.encode_into(chunk, out[HEADER_BYTES:])
+    bound = frame_bound(len(chunk), codec, guard)
+    if len(out) < bound:
+        raise ValueError(f"{len(out)} bytes of room for a frame that may take {bound}")
+    start = _payload_at(guard)
+    n_payload = codec.encode_into(chunk, out[start:])
     codec_id = codec.codec_id
     if n_payload >= len(chunk):
         codec_id, n_payload = RAW.codec_id, len(chunk)
-        copy_bytes(chunk, out[HEADER_BYTES : HEADER_BYTES + n_payload])
-    end = HEADER_BYTES + n_payload
-    _HEAD.pack_into(
-        out, 0, MAGIC, FORMAT_VERSION, codec_id, 0, len(chunk), n_payload, _padded_namespace(key), _key_tag(key)
+        copy_bytes(chunk, out[start : start + n_payload])
+    end = start + n_payload
+    head = _HEAD.pack(
+        MAGIC, FORMAT_VERSION, codec_id, guard.flags, len(chunk), n_payload, _padded_namespace(key), _key_tag(key)
     )
-    out[_CHECKSUM_AT:HEADER_BYTES] = _checksum(out[:end])
+    out[:_CHECKSUM_AT] = head
+    guard.protect(head, key, out[start : end + guard.slack_bytes], out[HEADER_BYTES:start], n_payload)
+    out[_CHECKSUM_AT:HEADER_BYTES] = frame_checksum(out[:end])
     return end
 
 
@@ -90,26 +94,21 @@ def verify_frame(frame: memoryview) -> FrameHeader:
     the two can be told apart.
     """
     header = parse_header(frame)
-    checksum = _checksum(frame)
+    checksum = frame_checksum(frame)
     if checksum != header.checksum:
         raise FrameCorruptError(f"checksum is {checksum.hex()}, header says {header.checksum.hex()}")
     if header.version != FORMAT_VERSION:
         raise FrameForeignError(f"frame format {header.version}; this build reads {FORMAT_VERSION}")
-    if header.flags & ~_KNOWN_FLAGS:
-        raise FrameForeignError(f"frame flags {header.flags:#04x}; this build knows {_KNOWN_FLAGS:#04x}")
-    if header.payload_bytes != len(frame) - HEADER_BYTES:
-        raise FrameCorruptError(f"payload is {len(frame) - HEADER_BYTES} bytes, header says {header.payload_bytes}")
+    if header.flags not in EXTENSION_BYTES:
+        raise FrameForeignError(f"frame flags {header.flags:#04x}; this build knows {sorted(EXTENSION_BYTES)}")
+    n_payload = len(frame) - HEADER_BYTES - EXTENSION_BYTES[header.flags]
+    if header.payload_bytes != n_payload:
+        raise FrameCorruptError(f"payload is {n_payload} bytes, header says {header.payload_bytes}")
     return header
 
 
-def open_into(frame: memoryview, out: memoryview, *, key: ChunkKey) -> None:
-    """Verify that `frame` holds the chunk of `key` and decode it into `out`, filling it exactly.
-
-    Called on transfer threads with bytes straight from the medium: `frame` may be anything. Raises FrameCorruptError or
-    FrameForeignError, which say what was found and what was expected; what `out` holds is undefined then. Identity and
-    lengths are settled before `out` is touched.
-    """
-    header = verify_frame(frame)
+def check_identity(header: FrameHeader, key: ChunkKey) -> None:
+    """FrameForeignError unless the frame with this header was sealed for `key`."""
     namespace, key_tag = _padded_namespace(key), _key_tag(key)
     if header.namespace != namespace:
         raise FrameForeignError(f"frame of namespace {header.namespace.hex()}, expected {namespace.hex()}")
@@ -117,9 +116,32 @@ def open_into(frame: memoryview, out: memoryview, *, key: ChunkKey) -> None:
         raise FrameForeignError(
             f"frame of another key, tag {header.key_tag.hex()}; expected {key_tag.hex()} of key {key.hex()}"
         )
+
+
+def open_into(frame: memoryview, out: memoryview, *, key: ChunkKey, guard: Guard = PLAIN) -> None:
+    """Verify that `frame` holds the chunk of `key`, made under `guard`, and decode it into `out`, filling it exactly.
+
+    Called on transfer threads with bytes straight from the medium: `frame` may be anything. Raises FrameCorruptError or
+    FrameForeignError, which say what was found and what was expected; what `out` holds is undefined then. Identity,
+    lengths and guard are settled before `out` is touched.
+    """
+    header = verify_frame(frame)
+    check_identity(header, key)
     if header.raw_bytes != len(out):
         raise FrameForeignError(f"frame of a chunk of {header.raw_bytes} bytes, expected {len(out)}")
-    codec_by_id(header.codec_id).decode_into(frame[HEADER_BYTES:], out)
+    if header.flags != guard.flags:
+        # A frame that asks for less than the engine does would let anyone in who can compute a checksum.
+        raise FrameForeignError(f"frame is guarded as {header.flags:#04x}, this engine's are as {guard.flags:#04x}")
+    codec, start = codec_by_id(header.codec_id), _payload_at(guard)
+    if header.payload_bytes > codec.bound(len(out)):
+        raise FrameCorruptError(f"{header.payload_bytes} bytes of payload are too many for a chunk of {len(out)}")
+    # Of the fields that were looked at: the frame itself may be in other hands.
+    head = _HEAD.pack(MAGIC, *header[:-1])
+    codec.decode_into(guard.unprotect(head, key, frame[start:], frame[HEADER_BYTES:start]), out)
+
+
+def _payload_at(guard: Guard) -> int:
+    return HEADER_BYTES + EXTENSION_BYTES[guard.flags]
 
 
 def _padded_namespace(key: ChunkKey) -> bytes:
@@ -131,7 +153,7 @@ def _key_tag(key: ChunkKey) -> bytes:
     return digest
 
 
-def _checksum(frame: memoryview) -> bytes:
+def frame_checksum(frame: memoryview) -> bytes:
     """xxh3_128 of the frame without the checksum field. 15 GB/s; catches damage, not a forger."""
     hasher = xxhash.xxh3_128(frame[:_CHECKSUM_AT])
     hasher.update(frame[HEADER_BYTES:])

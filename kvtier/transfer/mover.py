@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kvtier.codec.frame import frame_bound, open_into, seal_into
+from kvtier.codec.guard import PLAIN
 from kvtier.errors import FrameCorruptError, FrameForeignError, StoreError, StoreFullError
 from kvtier.transfer.breaker import Breaker
 from kvtier.types import Miss, chunk_hash_of
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvtier.codec.base import Codec
+    from kvtier.codec.guard import Guard
     from kvtier.residency import Placement, Promotion, Resident
     from kvtier.store.base import Store
     from kvtier.transfer.slots import Slots
@@ -51,13 +53,14 @@ class Mover:
         store: Store,
         codec: Codec,
         *,
+        guard: Guard = PLAIN,
         n_promote_threads: int,
         poll_s: float,
         sync_every_s: float,
         report: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Move between `slots` and `store`.
+        """Move between `slots` and `store`; `guard` protects what goes there and judges what comes from there.
 
         `poll_s` is how often dirty chunks are looked over for write-behind. `report` prints one line for the operator;
         any thread may call it. `clock` gives seconds, the same as what `start` is given to tell the engine's last call.
@@ -65,6 +68,7 @@ class Mover:
         self._slots = slots
         self._store = store
         self._codec = codec
+        self._guard = guard
         self._poll_s = poll_s
         self._sync_every_s = sync_every_s
         self._last_engine_call = clock
@@ -79,7 +83,7 @@ class Mover:
         self._read_breaker, self._write_breaker = Breaker(), Breaker()
         self._breaker_lock = threading.Lock()
         self._owed: dict[int, list[ChunkKey]] = {}  # deletes to come, by shard; with its next write at the latest
-        bound = frame_bound(len(slots[0]), codec)
+        bound = frame_bound(len(slots[0]), codec, guard)
         n_buffers = max(1, min(SPILL_BATCH, SPILL_BUFFER_BYTES // bound))
         self._buffers = [memoryview(bytearray(bound)) for _ in range(n_buffers)]
         self._unsynced = self._syncs_fail = False
@@ -159,7 +163,7 @@ class Mover:
                 if frame is None:
                     self._reads_ok()
                     return Miss.EVICTED
-                open_into(frame, self._slots[job.resident.slot], key=key)
+                open_into(frame, self._slots[job.resident.slot], key=key, guard=self._guard)
         except FrameCorruptError as error:
             self._report_bad(shard, key, error)
             return Miss.CORRUPT
@@ -237,7 +241,8 @@ class Mover:
     ) -> None:
         placement = None
         try:
-            n_bytes = seal_into(self._slots[resident.slot], buffer, key=resident.key, codec=self._codec)
+            chunk = self._slots[resident.slot]
+            n_bytes = seal_into(chunk, buffer, key=resident.key, codec=self._codec, guard=self._guard)
             placement = self._the_work.place(resident.key, n_bytes)
         except Exception as error:  # noqa: BLE001 - the resident must be unpinned whatever happens
             self._tell(f"sealing failed unexpectedly: {error!r}")

@@ -15,10 +15,12 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from kvtier.codec.frame import open_into
+from kvtier.codec.guard import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from kvtier.codec.guard import Guard
     from kvtier.residency import Frame
     from kvtier.store.base import Store
 
@@ -45,6 +47,7 @@ class LoadProbe:
         frames: list[Frame],
         chunk_bytes: int,
         *,
+        guard: Guard = PLAIN,
         n_threads: int,
         tell: Callable[[float], None],
         clock: Callable[[], float] = time.monotonic,
@@ -53,6 +56,7 @@ class LoadProbe:
         self._store = store
         self._frames = deque(frames)
         self._chunk_bytes = chunk_bytes
+        self._guard = guard
         self._tell = tell
         self._clock = clock
         self._lock = threading.Lock()
@@ -92,7 +96,7 @@ class LoadProbe:
                 with self._store.read(frame.shard, frame.key) as stored:
                     if stored is None:
                         continue
-                    open_into(stored, out, key=frame.key)
+                    open_into(stored, out, key=frame.key, guard=self._guard)
             except Exception:  # noqa: BLE001, S112 - what cannot be read is for a promotion to find out and to report
                 continue
             took_s.append(self._clock() - reads_s)

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 from kvtier.codec.frame import frame_bound, seal_into
+from kvtier.codec.guard import PLAIN, Guard
 from kvtier.codec.registry import codec_for
 from kvtier.epoch import NAMESPACES, Epoch
 from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace
@@ -47,12 +48,12 @@ class CacheDir:
     ) -> ChunkKey:
         return ChunkKey(namespace.family(epoch) + NO_ADAPTER + tenant + random.Random(number).randbytes(32))
 
-    def fill(self, keys: dict[ChunkKey, int], *, written_s: float = 1000.0) -> None:
+    def fill(self, keys: dict[ChunkKey, int], *, written_s: float = 1000.0, guard: Guard = PLAIN) -> None:
         """Store chunk `keys[key]` under each key, in turn in either shard."""
         store = LmdbStore.open(self.path, 40 * MIB, shard_map_bytes=20 * MIB, clock_ns=lambda: int(written_s * 1e9))
         for n, (key, number) in enumerate(keys.items()):
-            room = memoryview(bytearray(frame_bound(CHUNK_BYTES, CODEC)))
-            n_bytes = seal_into(memoryview(chunk(number)), room, key=key, codec=CODEC)
+            room = memoryview(bytearray(frame_bound(CHUNK_BYTES, CODEC, guard)))
+            n_bytes = seal_into(memoryview(chunk(number)), room, key=key, codec=CODEC, guard=guard)
             store.write(n % 2, [(key, room[:n_bytes])], [])
         store.close()
 

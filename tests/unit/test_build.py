@@ -10,6 +10,8 @@ import pytest
 
 from kvtier import config as config_module
 from kvtier.build import Kvtier, build
+from kvtier.codec.frame import seal_into
+from kvtier.codec.raw import Raw
 from kvtier.epoch import NAMESPACES
 from kvtier.errors import StoreError
 from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace
@@ -35,12 +37,14 @@ class Engine:
         n_slots: int = 16,
         namespace: Namespace = NAMESPACE,
         disk: Mapping[str, object] | None = None,
+        keys: Mapping[str, object] | None = None,
         sub_folder: str = "",
         disk_share: int = 1,
     ) -> None:
         settings: dict[str, object] = {"version": 1, "disk": "off"}
         if folder is not None:
             settings["disk"] = {"path": str(folder), "capacity": "64MiB", "write_behind_after": "0s", **(disk or {})}
+        settings |= keys or {}
         self.reports: list[str] = []
         self.lines: list[str] = []
         self.pool = bytearray(n_slots * CHUNK_BYTES + 100)
@@ -357,3 +361,70 @@ def test_what_was_asked_and_found_is_kept_beside_the_namespace_over_restarts(tmp
     assert usage == {
         "requests": 2, "asked_tokens": 200, "device_hit_tokens": 20, "host_hit_tokens": 40, "disk_hit_tokens": 60,
     }  # fmt: skip
+
+
+@pytest.fixture(params=["integrity", "encryption"])
+def secured(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], dict[str, object]]:
+    """Settings with the key number so and so."""
+
+    def settings(number: int) -> dict[str, object]:
+        path = tmp_path / f"key-{number}"
+        path.write_text(random.Random(number).randbytes(32).hex())
+        path.chmod(0o600)
+        return {request.param: {"hmac_key_file" if request.param == "integrity" else "key_file": str(path)}}
+
+    return settings
+
+
+Secured = Callable[[int], dict[str, object]]
+
+
+def test_a_restart_with_the_same_key_finds_what_was_spilled(tmp_path: Path, secured: Secured):
+    first = Engine(tmp_path / "kv", keys=secured(1))
+    first.spilled(range(40))
+    first.stop()
+    again = Engine(tmp_path / "kv", keys=secured(1))
+    assert again.request(range(8)) == [Source.DISK] * 8
+    assert again.reports == []
+
+
+def test_with_another_key_or_none_it_is_foreign_and_nothing_is_corrupt(tmp_path: Path, secured: Secured):
+    first = Engine(tmp_path / "kv", keys=secured(1))
+    first.spilled(range(8))
+    first.stop()
+    for keys in (secured(2), {}):
+        other = Engine(tmp_path / "kv", keys=keys)
+        assert other.request(range(8)) == []
+        assert other.miss is Miss.FOREIGN
+        assert other.cache.stats.corrupt_frames == 0
+        other.stop()
+
+
+def test_kv_planted_by_one_without_the_key_is_refused_counted_and_gone(tmp_path: Path, secured: Secured):
+    engine = Engine(tmp_path / "kv", keys=secured(1))
+    engine.spilled(range(8))
+    keys = engine.keys(range(8))
+    engine.stop()
+    planted = memoryview(bytearray(CHUNK_BYTES + 1000))
+    n_bytes = seal_into(memoryview(bytes(CHUNK_BYTES)), planted, key=keys[0], codec=Raw())
+    store = LmdbStore.open(tmp_path / "kv", 64 * MIB)
+    shard = next(record.shard for record in store.scan() if record.key == keys[0])
+    store.write(shard, [(keys[0], planted[:n_bytes])], [])
+    store.close()
+    victim = Engine(tmp_path / "kv", keys=secured(1))
+    assert victim.request(range(8)) == []
+    assert victim.miss is Miss.FOREIGN
+    assert any("guarded as 0x00" in line for line in victim.reports)
+    until(lambda: victim.cache.stats.foreign_frames == 1)
+
+
+def test_a_key_file_that_cannot_be_used_leaves_the_disk_tier_off(tmp_path: Path):
+    engine = Engine(tmp_path / "kv", keys={"integrity": {"hmac_key_file": str(tmp_path / "none")}})
+    assert engine.cache.disk is None
+    assert "openssl rand -hex 32" in engine.reports[0]
+    assert not (tmp_path / "kv").exists()
+
+
+def test_a_key_kept_in_the_directory_that_it_protects_is_refused(tmp_path: Path):
+    engine = Engine(tmp_path / "kv", keys={"encryption": {"key_file": str(tmp_path / "kv" / "key")}})
+    assert "lies in the directory that it is to protect" in engine.reports[0]

@@ -100,6 +100,8 @@ def test_the_defaults_are_these(home):
         "offload": {"generated": True},
         "log": {"every": "10s", "json": False},
         "trace": {"record": None, "capacity": "1GiB"},
+        "integrity": {"hmac_key_file": None},
+        "encryption": {"key_file": None},
     }
 
 
@@ -117,6 +119,17 @@ def test_a_trace_is_recorded_beside_the_file_that_asks_for_it(yaml_file):
     path = yaml_file("trace: {record: requests.jsonl, capacity: 5MB}")
     trace = load(path).trace
     assert (trace.record, trace.capacity_bytes) == (path.parent / "requests.jsonl", 5_000_000)
+
+
+def test_a_key_file_lies_beside_the_file_that_names_it(yaml_file):
+    path = yaml_file("integrity: {hmac_key_file: hmac.key}")
+    assert load(path).integrity.hmac_key_file == path.parent / "hmac.key"
+    assert load(yaml_file("encryption: {key_file: off}")).encryption.key_file is None
+
+
+def test_two_keys_at_once_are_refused(yaml_file):
+    with pytest.raises(ConfigError, match="both set: encryption authenticates too"):
+        load(yaml_file("integrity: {hmac_key_file: a}\nencryption: {key_file: b}"))
 
 
 @pytest.mark.parametrize("value", ["off", "null", "no"])
@@ -209,10 +222,19 @@ def test_a_configuration_cannot_be_changed_in_place():
         ("host: {tokens: 16}", "kvtier.yaml: unknown key `host.tokens`; did you mean `chunk.tokens`?"),
         (
             "zstd: 3",
-            "kvtier.yaml: unknown key `zstd`; at the top may be: version, host, disk, chunk, offload, log, trace",
+            (
+                "kvtier.yaml: unknown key `zstd`; at the top may be: "
+                "version, host, disk, chunk, offload, log, trace, integrity, encryption"
+            ),
         ),
         ("log: {zstd: 3}", "kvtier.yaml: unknown key `log.zstd`; there may be: every, json"),
-        ("3: 3", "kvtier.yaml: unknown key `3`; at the top may be: version, host, disk, chunk, offload, log, trace"),
+        (
+            "3: 3",
+            (
+                "kvtier.yaml: unknown key `3`; at the top may be: "
+                "version, host, disk, chunk, offload, log, trace, integrity, encryption"
+            ),
+        ),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_valid_one(yaml_file, text, message):

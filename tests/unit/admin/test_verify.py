@@ -9,9 +9,13 @@ import pytest
 from kvtier.admin import verify as verify_module
 from kvtier.admin.verify import verify
 from kvtier.cli.main import main
+from kvtier.codec.frame import frame_checksum
+from kvtier.codec.guard import PLAIN, Hmac
 from kvtier.store.lmdb import LmdbStore
 from kvtier.types import ChunkKey
 from tests.rigs.cache_dir import CHUNK_BYTES, CacheDir
+
+OTHER = Hmac(bytes(range(1, 33)))
 
 
 @pytest.fixture
@@ -97,3 +101,31 @@ def test_exit_codes_tell_sound_from_bad(
 def test_no_store_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tmp_path)]) == 2
     assert "no kvtier cache there" in capsys.readouterr().err
+
+
+def test_frames_under_a_key_are_opened_with_it_and_checked_for_damage_without(cache: CacheDir) -> None:
+    keys = {cache.key(n): n for n in range(4)}
+    cache.fill(keys, guard=Hmac(bytes(range(32))))
+    with_key, without, other = (verify(cache.path, guard=guard) for guard in (Hmac(bytes(range(32))), PLAIN, OTHER))
+    assert with_key.sound
+    assert without.sound
+    assert other.sound
+    assert [found.locked for found in (with_key, without, other)] == [0, 4, 4]
+    cache.corrupt(2)
+    assert [(bad.key, bad.kind) for bad in verify(cache.path).bad] == [(cache.key(2), "corrupt")]
+
+
+def test_a_forged_frame_is_found_with_the_key(cache: CacheDir) -> None:
+    guard = Hmac(bytes(range(32)))
+    key = cache.key(1)
+    cache.fill({key: 1}, guard=guard)
+    store = LmdbStore.attach(cache.path)
+    with store.read(0, key) as frame:
+        assert frame is not None
+        content = bytearray(frame)
+    content[-1] ^= 1
+    content[48:64] = frame_checksum(memoryview(content))
+    store.write(0, [(key, memoryview(content))], [])
+    store.close()
+    assert verify(cache.path).sound
+    assert "MAC" in verify(cache.path, guard=guard).bad[0].why

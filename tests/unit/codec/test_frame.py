@@ -103,7 +103,7 @@ def test_a_chunk_of_another_length_is_foreign() -> None:
     [
         (4, struct.pack("<H", 2), "frame format 2; this build reads 1"),
         (6, b"\xc8", "needs codec 200"),
-        (7, b"\x01", "flags 0x01"),
+        (7, b"\x04", "flags 0x04"),
         (8, struct.pack("<I", 0xFFFFFFFF), "chunk of 4294967295 bytes"),
     ],
     ids=["version", "codec", "flags", "raw length"],
