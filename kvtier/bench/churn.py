@@ -58,6 +58,13 @@ def run(conditions: Conditions) -> Iterator[Result]:
         "x",
         _by(churns, lambda one: one.amplification),
     )
+    yield Result(
+        "churn.cpu_s_per_gb",
+        max(one.cpu_s_per_gb[-1] for one in churns.values()),
+        "s/GB",
+        {"first_tenth": max(one.cpu_s_per_gb[0] for one in churns.values())}
+        | _by(churns, lambda one: one.cpu_s_per_gb[-1]),
+    )
 
 
 @dataclass
@@ -65,6 +72,7 @@ class Churn:
     """What became of one kind of victim."""
 
     rates: list[float] = field(default_factory=list)  # GB/s of each tenth of what was replaced
+    cpu_s_per_gb: list[float] = field(default_factory=list)  # of each tenth: what is ours when the disk is not steady
     rate: float = 0.0  # GB/s of all of it
     bytes_over: float = 0.0  # the most that the files ever took beyond the capacity; 0 if they never did
     amplification: float = 0.0  # bytes the kernel was to write for each byte of frame
@@ -91,12 +99,13 @@ def churn(conditions: Conditions, victims: str) -> Churn:
         written_before = _written_bytes()
         for tenth in range(10):
             conditions.progress(f"{victims} victims: replacing it {turns} times, {tenth * 10} %")
-            started, n_bytes = time.perf_counter(), 0
+            started, cpu, n_bytes = time.perf_counter(), time.process_time(), 0
             while n_bytes < conditions.data_bytes * turns // 10:
                 n_bytes += tier.batch()
             tier.settle()
             elapsed_s = time.perf_counter() - started
             out.rates.append(n_bytes / elapsed_s / GB)
+            out.cpu_s_per_gb.append((time.process_time() - cpu) / n_bytes * GB)
             all_bytes, all_s = all_bytes + n_bytes, all_s + elapsed_s
         out.rate = all_bytes / all_s / GB
         out.amplification = (_written_bytes() - written_before) / all_bytes
@@ -104,7 +113,8 @@ def churn(conditions: Conditions, victims: str) -> Churn:
         out.n_full, out.n_refused = tier.n_full, tier.n_refused
         conditions.note(
             f"churn, {victims}: {all_bytes / GB:.1f} GB over {conditions.data_bytes / GB:.1f} in {tier.store.n_shards} "
-            f"shards; GB/s by tenth {' '.join(f'{rate:.2f}' for rate in out.rates)}; files at most "
+            f"shards; GB/s by tenth {' '.join(f'{rate:.2f}' for rate in out.rates)}; CPU s/GB by tenth "
+            f"{' '.join(f'{cpu:.2f}' for cpu in out.cpu_s_per_gb)}; files at most "
             f"{tier.most_bytes / tier.capacity_bytes:.3f} of the capacity; {out.n_full} full shards, "
             f"{out.n_refused} refused frames"
         )

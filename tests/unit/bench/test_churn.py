@@ -51,6 +51,7 @@ def test_the_figures_have_their_names_and_peers(tmp_path):
         "churn.gb_per_s",
         "churn.max_bytes_over_capacity",
         "churn.write_amplification",
+        "churn.cpu_s_per_gb",
     }
     assert set(results["churn.last_vs_first"].vs) == set(churn.VICTIMS)
     assert "file_per_chunk" in results["churn.gb_per_s"].vs
