@@ -304,6 +304,7 @@ def _open_store(
             folder,
             disk_bytes(config, space) // disk_share,
             shard_map_bytes=shard_map_bytes_for(geometry.chunk_bytes),
+            sync_commits=disk.durability == "commit",
         )
     except BlockingIOError:
         os.close(lock)

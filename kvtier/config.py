@@ -113,6 +113,14 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             _TIME,
         ),
     ] = Duration("5s")
+    durability: Annotated[
+        Literal["interval", "commit"],
+        _key(
+            "`interval`: written chunks are synced every `sync_every`. `commit`: every write waits until it is synced; "
+            "a loss of power costs nothing that was written, and writing is slower.",
+            "interval or commit",
+        ),
+    ] = "interval"
     codec: Annotated[
         Literal["auto", "raw"],
         _key("`auto`: lossless compression that fits the KV's dtype. `raw`: none.", "auto or raw"),

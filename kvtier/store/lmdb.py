@@ -89,6 +89,7 @@ class LmdbStore:
         *,
         shard_map_bytes: int = SHARD_MAP_BYTES,
         inspect: bool = False,
+        sync_commits: bool = False,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> Self:
         """Open the store at `path`, creating, growing or shrinking it to `capacity_bytes` if nobody else has it open.
@@ -97,6 +98,7 @@ class LmdbStore:
         would take more than 256. The structure of shards is walked first (60 ms per GiB), as far as `INSPECT_S` goes;
         of every shard if the machine was restarted since the last use, because power may have been lost, or if
         `inspect` asks for it. Damaged shards are set aside.
+        With `sync_commits` every write returns when it would survive a loss of power, and leaves a whole tree behind.
         Blocks for up to 30 s while another process opens the same directory.
 
         Raises ConfigError for a capacity below 16 MiB. Raises StoreError when the directory cannot be used: a symlink,
@@ -109,7 +111,8 @@ class LmdbStore:
         try:
             settled = _settle(path, capacity_bytes, shard_map_bytes, lock, inspect=inspect)
             for number in settled.manifest.shards:
-                shards.append(_Shard(shard_path(path, number), settled.manifest.map_bytes))  # noqa: PERF401 - closed below
+                file = shard_path(path, number)
+                shards.append(_Shard(file, settled.manifest.map_bytes, sync_commits=sync_commits))
             return cls(shards, lock, settled, clock_ns)
         except BaseException as error:
             for shard in shards:
@@ -219,14 +222,14 @@ class _Shard:
 
     __slots__ = ("_dirty", "_env", "_file", "_frames", "_full_pages", "_index", "_map_bytes", "page_bytes", "path")
 
-    def __init__(self, path: Path, map_bytes: int) -> None:
+    def __init__(self, path: Path, map_bytes: int, *, sync_commits: bool = False) -> None:
         self.path = path
         self._map_bytes = map_bytes
         self._dirty = False
         try:
             status = path.stat()
             self._file = status.st_dev, status.st_ino
-            self._env = _open_env(path, map_bytes)
+            self._env = _open_env(path, map_bytes, sync_commits=sync_commits)
             self._frames, self._index = (self._env.open_db(name, create=False) for name in _DATABASES)
             self._env.reader_check()  # a killed process left its reader's slot; its pages would never be used again
             self.page_bytes: int = self._env.stat()["psize"]
@@ -410,14 +413,14 @@ class _Files:
             return str(error)
 
 
-def _open_env(path: Path, map_bytes: int) -> lmdb.Environment:
+def _open_env(path: Path, map_bytes: int, *, sync_commits: bool = False) -> lmdb.Environment:
     return lmdb.open(
         os.fspath(path),
         subdir=False,
         map_size=map_bytes,
         max_dbs=len(_DATABASES),
         mode=0o600,
-        sync=False,  # `LmdbStore.sync` does it, on a timer; a killed process loses nothing without
+        sync=sync_commits,  # else `LmdbStore.sync` does it, on a timer; a killed process loses nothing without
         writemap=False,  # a full disk would be SIGBUS instead of an error
         readahead=False,  # frames are read from the file; around a tree page the kernel would read 8 MiB of them
         lock=True,

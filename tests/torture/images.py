@@ -47,6 +47,7 @@ def crash_images(setting: Setting) -> Iterator[Row]:
     birth, steps = record(folder, setting.rng("history"), n_commits)
     yield process_death(setting, folder, birth, steps)
     yield power_loss(setting, folder, birth, steps)
+    yield power_loss_of_synced_commits(setting, folder, birth, steps)
     yield from failing_stores(setting)
 
 
@@ -104,9 +105,26 @@ def process_death(setting: Setting, folder: Path, birth: Pages, steps: Sequence[
     return row
 
 
+def power_loss_of_synced_commits(setting: Setting, folder: Path, birth: Pages, steps: Sequence[Step]) -> Row:
+    """With `durability: commit` a commit's pages are on the medium before its meta page is written."""
+    row, rng = Row("crash", "power lost, durability: commit"), setting.rng("commit")
+    images: list[tuple[Pages, frozenset[ChunkKey]]] = []
+    so_far: Pages = birth
+    before: frozenset[ChunkKey] = frozenset()
+    for step in steps:
+        some = {at: page for at, page in step.pages.items() if at >= 2 * PAGE and rng.random() < 0.5}
+        images.append((so_far | some, before))
+        so_far, before = so_far | step.pages, step.live
+        images.append((so_far, before))
+    _open_all(setting, row, folder, images, rebooted=True)
+    row.expect(row.figures["lost"] == 0, f"{row.figures['lost']} committed frames were lost")
+    row.expect(row.figures["aside"] == 0, f"{row.figures['aside']} shards were set aside")
+    return row
+
+
 def power_loss(setting: Setting, folder: Path, birth: Pages, steps: Sequence[Step]) -> Row:
     """What was synced is there; of each page written since, any version."""
-    row, rng = Row("crash", "power lost, unsynced pages dropped"), setting.rng("power")
+    row, rng = Row("crash", "power lost, durability: interval"), setting.rng("power")
     images: list[tuple[Pages, frozenset[ChunkKey]]] = []
     synced: Pages = birth
     promised: frozenset[ChunkKey] = frozenset()

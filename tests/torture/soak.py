@@ -68,6 +68,7 @@ class Episode:
     promote_threads: int
     codec: str
     write: str
+    durability: str
     lasts_s: float
     killed: bool
     at_once: int
@@ -87,6 +88,7 @@ def plan(seed: int, number: int, pace: float) -> Episode:
         promote_threads=rng.choice([1, 2, 4]),
         codec=rng.choice(["auto", "raw"]),
         write=rng.choice(["ahead", "evict_only"]),
+        durability=rng.choice(["interval", "interval", "commit"]),
         lasts_s=lasts_s,
         killed=rng.random() < 0.7,
         at_once=rng.choice([1, 2, 4]),
@@ -187,6 +189,7 @@ def serve(folder: Path, episode: Episode, switches: mmap.mmap, writer: int) -> N
             "promote_threads": episode.promote_threads,
             "codec": episode.codec,
             "write": episode.write,
+            "durability": episode.durability,
             "write_behind_after": "0s",
         },
     )

@@ -48,6 +48,7 @@ disk:
   write_burst: 50GB
   write_behind_after: 500ms
   sync_every: 1m
+  durability: commit
   codec: raw
   promote_threads: 8
 chunk: {tokens: 256}
@@ -62,6 +63,7 @@ def test_every_key_of_a_full_file_arrives(yaml_file):
     assert (config.version, config.host.capacity.n_bytes) == (1, 64 << 30)
     assert (str(disk.path), disk.capacity.n_bytes, disk.write) == ("/nvme/kvtier", 1 << 40, "evict_only")
     assert (disk.write_behind_after_s, disk.sync_every_s, disk.codec, disk.promote_threads) == (0.5, 60.0, "raw", 8)
+    assert disk.durability == "commit"
     assert (disk.admit.share, disk.write_budget.n_bytes, disk.write_burst_bytes) == (0.25, 500 * 10**9, 50 * 10**9)
     assert (config.chunk.tokens, config.offload.generated, config.log.every_s, config.log.json) == (
         256,
@@ -91,6 +93,7 @@ def test_the_defaults_are_these(home):
             "write_burst": "20%",
             "write_behind_after": "2s",
             "sync_every": "5s",
+            "durability": "interval",
             "codec": "auto",
             "load": "auto",
             "min_tokens": None,
@@ -248,7 +251,7 @@ PER_DAY = "expected bytes a day (500GB/day) or off"
 BURST = "expected bytes with a unit (64GiB, 500MB) or a percentage (20%), at most half of `disk.write_budget`"
 VERSION = "; this kvtier reads version 1: see CHANGELOG for what changed, or leave the key out"
 DISK = (
-    "path, capacity, write, admit, write_budget, write_burst, write_behind_after, sync_every, codec, load, "
+    "path, capacity, write, admit, write_budget, write_burst, write_behind_after, sync_every, durability, codec, load, "
     "min_tokens, promote_threads"
 )
 
@@ -280,6 +283,7 @@ DISK = (
         ("disk: {write_behind_after: 2}", f"`disk.write_behind_after` is 2: it has no unit: {TIME}"),
         ("disk: {write_behind_after: off}", f"`disk.write_behind_after` is false: {TIME}"),
         ("disk: {sync_every: 0}", f"`disk.sync_every` is '0s': {TIME}, more than 0"),
+        ("disk: {durability: always}", "`disk.durability` is 'always': expected interval or commit"),
         ("disk: {path: ''}", "`disk.path` is '': expected a directory or auto"),
         ("disk: {path: {a: b}}", "`disk.path` is a group of keys: expected a directory or auto"),
         ("disk: {path: ~}", "`disk.path` is empty: expected a directory or auto"),

@@ -291,3 +291,14 @@ def test_the_flags_that_the_figures_rest_on_are_set(store: LmdbStore) -> None:
         "lock": True,
         "subdir": False,
     }
+
+
+def test_commits_are_synced_when_that_is_asked_for_and_only_then(folder: Path) -> None:
+    flags = []
+    for sync_commits in (False, True):
+        store = LmdbStore.open(folder, 40 * MIB, shard_map_bytes=20 * MIB, sync_commits=sync_commits)
+        flags.append([shard._env.flags()["sync"] for shard in store._shards])
+        put(store, 0, {key_of(1): frame_of(1, 5000)})
+        assert read(store, 0, key_of(1)) == frame_of(1, 5000)
+        store.close()
+    assert flags == [[False, False], [True, True]]
