@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,10 @@ if TYPE_CHECKING:
 LOCK = "engine.lock"
 
 
+RESET_WAIT_S = 1.0
+"""How long a reset waits for its small file. After that it goes on without: no start finds what is stored after it."""
+
+
 class Kvtier:
     """One engine's cache with its threads. Made by `build`; `stop` ends it."""
 
@@ -62,17 +67,22 @@ class Kvtier:
         self.recorder: TraceRecorder | None = None
         self._epoch = epoch
         self._namespace = namespace
+        self._family = namespace.family(epoch.name)
         self._on_stop: list[Callable[[], None]] = []
 
     @property
     def family(self) -> bytes:
         """First bytes of every key of this engine until the next reset."""
-        return self._namespace.family(self._epoch.name)
+        return self._family
 
     def reset(self) -> None:
-        """The weights may have changed: begin a new epoch. Scheduler thread; writes one small file."""
-        self._epoch.bump()
-        self.cache.reset(self.family)
+        """The weights may have changed: begin a new epoch. Scheduler thread; takes RESET_WAIT_S at most."""
+        writing = threading.Thread(target=self._epoch.bump, name="kvtier-epoch", daemon=True)
+        writing.start()
+        writing.join(RESET_WAIT_S)  # a disk that hangs must not hold the engine
+        name = secrets.token_hex(16) if writing.is_alive() else self._epoch.name
+        self._family = self._namespace.family(name)
+        self.cache.reset(self._family)
 
     def stop(self) -> None:
         """End all threads; no slot is touched afterwards."""

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from kvtier import build as build_module
 from kvtier import config as config_module
 from kvtier.build import Kvtier, build
 from kvtier.codec.frame import seal_into
 from kvtier.codec.raw import Raw
-from kvtier.epoch import NAMESPACES
+from kvtier.epoch import NAMESPACES, Epoch
 from kvtier.errors import StoreError
 from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace
 from kvtier.store.lmdb import LmdbStore
@@ -175,6 +176,28 @@ def test_frames_of_another_namespace_never_hit_and_are_told_as_foreign(tmp_path:
     other = Engine(tmp_path / "kv", namespace=Namespace({"model": "m", "dtype": "bfloat16", "tp": 2}))
     assert other.request(range(8)) == []
     assert other.miss is Miss.FOREIGN
+
+
+def test_a_reset_does_not_wait_for_a_disk_that_hangs_and_forgets_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(build_module, "RESET_WAIT_S", 0.05)
+    go_on = threading.Event()
+    engine = Engine(tmp_path / "disk")
+    engine.spilled(range(4))
+    before = engine.kvtier.family
+    monkeypatch.setattr(Epoch, "bump", lambda _: go_on.wait(PATIENCE_S))
+    started_s = time.monotonic()
+    engine.kvtier.reset()
+    assert time.monotonic() - started_s < PATIENCE_S / 2
+    family = engine.kvtier.family
+    assert engine.request(range(4)) == []
+    go_on.set()
+    assert engine.kvtier.family == family
+    assert len(engine.request(range(4))) == 4
+    engine.stop()
+    restarted = Engine(tmp_path / "disk")  # from the weights on disk: the epoch they had is theirs again
+    assert restarted.kvtier.family == before != family
 
 
 def test_after_a_reset_neither_this_engine_nor_the_next_finds_anything(tmp_path: Path):
