@@ -49,12 +49,13 @@ def damaged_bytes(setting: Setting) -> Iterator[Row]:
     yield every_bit_of_a_frame()
     clean = setting.folder / "clean"
     in_child(lambda: fill(clean))
-    for fault, damage, n_full, n_short in (
-        ("bit flipped in a frame", flip, 10_000, 500),
-        ("page zeroed", zero_page, 2_000, 200),
-        ("sector of another frame", misdirect, 2_000, 200),
+    for fault, damage, n_full, n_short, running in (
+        ("bit flipped in a frame", flip, 10_000, 500, False),
+        ("bit flipped in a frame under a running engine", flip, 2_000, 200, True),
+        ("page zeroed", zero_page, 2_000, 200, False),
+        ("sector of another frame", misdirect, 2_000, 200, False),
     ):
-        yield damaged_frames(setting, clean, fault, damage, setting.n(n_full, n_short))
+        yield damaged_frames(setting, clean, fault, damage, setting.n(n_full, n_short), running=running)
     yield rewritten(setting, clean, "frames swapped in pairs", swap)
     yield rewritten(setting, clean, "all values shuffled", shuffle)
     yield truncated(setting, clean)
@@ -120,7 +121,7 @@ def misdirect(rng: random.Random, extents: list[Extent]) -> list[tuple[Extent, i
     return out
 
 
-def damaged_frames(setting: Setting, clean: Path, fault: str, damage: Damage, n_faults: int) -> Row:
+def damaged_frames(setting: Setting, clean: Path, fault: str, damage: Damage, n_faults: int, *, running: bool) -> Row:
     row, rng = Row("damage", fault), setting.rng(fault)
     work = setting.folder / "work"
     with timed(row):
@@ -132,20 +133,32 @@ def damaged_frames(setting: Setting, clean: Path, fault: str, damage: Damage, n_
                 chosen = random.Random(seed)
                 extents = live_frames(work)
                 writes = damage(chosen, chosen.sample(extents, min(room, len(extents) // 2)))
-                for extent, at, what in writes:
-                    with open(extent.shard, "r+b") as file:  # noqa: PTH123
-                        file.seek(at)
-                        file.write(what)
-                return json.dumps({"injected": len(writes), **serve_twice(work)})
+                if not running:
+                    write_all(writes)
+                return json.dumps(
+                    {
+                        "injected": len(writes),
+                        **serve_twice(work, while_open=(lambda: write_all(writes)) if running else lambda: None),
+                    }
+                )
 
             add_up(row, in_child(one_round))
     check_healed(row)
     return row
 
 
-def serve_twice(folder: Path) -> dict[str, Any]:
+def write_all(writes: list[tuple[Extent, int, bytes]]) -> None:
+    """Change the files, past whoever has them open."""
+    for extent, at, what in writes:
+        with open(extent.shard, "r+b") as file:  # noqa: PTH123
+            file.seek(at)
+            file.write(what)
+
+
+def serve_twice(folder: Path, while_open: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """What an engine makes of a damaged store: everything is asked for, then again from a new start."""
     first = Engine(folder, capacity_bytes=CAPACITY_BYTES)
+    while_open()
     for prompt in PROMPTS:
         first.request(prompt, N_CHUNKS)
         first.settle()
