@@ -39,7 +39,9 @@ def killed_engines(setting: Setting) -> Iterator[Row]:
             setting.tell(f"kill {n}")
             if rng.random() < 0.2:
                 capacity = rng.choice(CAPACITIES)
-            delay_s = rng.choice([rng.uniform(0, 0.05), rng.uniform(0, 1.0)])  # while opening, and while serving
+            delay_s = rng.choice(
+                [rng.uniform(0, 0.05), *[rng.uniform(0.05, 1.0)] * 3]
+            )  # while opening, and while serving
             _run_and_kill(folder, journal, capacity, seed=rng.randrange(1 << 30), delay_s=delay_s, row=row)
             seen = json.loads(in_child(lambda capacity=capacity: _look(folder, journal, capacity)))  # type: ignore[misc]
             for name, count in {**seen, "with_a_loss": bool(seen["lost"])}.items():
