@@ -288,7 +288,7 @@ def damaged_trees(setting: Setting, clean: Path) -> Row:
     work = setting.folder / "work"
     died = []
     with timed(row):
-        for n in range(setting.n(300, 8)):
+        for n in range(setting.n(200, 8)):
             setting.tell(f"trees: {n}")
             clone(clean, work)
             shard = rng.choice(sorted(work.glob("shard-*.lmdb")))

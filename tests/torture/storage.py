@@ -141,6 +141,7 @@ def endure(engine: Engine, ordeal: Ordeal, faulty_s: float, folder: Path) -> str
     ordeal.begin()
     _serve(engine, faulty_s, first=100)
     noticed = engine.count("spill_failed_chunks") + engine.count("load_errors") + engine.count("tier_off")
+    noticed += sum(line.startswith("disk tier") for line in engine.reports)
     ordeal.end()
     back_after_s = _until_back(engine) if ordeal.heals else 0.0
     done, tier_off = engine.outcome, engine.count("tier_off")
