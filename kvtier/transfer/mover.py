@@ -1,6 +1,8 @@
 """Mover: the threads that carry chunks between host slots and the store, sealing them down and opening them up.
 
-Promotions run on their own threads, so a load never waits behind a spill. One thread spills: it also deletes and syncs.
+Promotions begin in the order in which they were asked for, head first along a chain. More threads read than may
+decode, so that the disk has something to do while the processors decode what has come. One thread spills, and gives way
+to promotions chunk by chunk: it also deletes and syncs.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from kvtier.codec.frame import frame_bound, open_into, seal_into
 from kvtier.codec.guard import PLAIN
 from kvtier.errors import FrameCorruptError, FrameForeignError, StoreError, StoreFullError
 from kvtier.transfer.breaker import Breaker
+from kvtier.transfer.precedence import LoadsFirst
 from kvtier.types import Miss, chunk_hash_of
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 SPILL_BATCH = 8
 """Frames per round of the spill thread: a few puts per transaction are enough for full write speed."""
+
+READS_AHEAD = 4
+"""Promotions that may be reading while `n_promote_threads` decode. Measured: docs/performance.md, "Cold reads"."""
 
 SPILL_BUFFER_BYTES = 64 << 20
 """Memory for sealed frames, beside the host pool. With chunks of which it holds fewer a round is shorter; one fits."""
@@ -55,6 +61,7 @@ class Mover:
         *,
         guard: Guard = PLAIN,
         n_promote_threads: int,
+        n_reads_ahead: int = READS_AHEAD,
         poll_s: float,
         sync_every_s: float,
         report: Callable[[str], None],
@@ -62,6 +69,7 @@ class Mover:
     ) -> None:
         """Move between `slots` and `store`; `guard` protects what goes there and judges what comes from there.
 
+        So many promotions as `n_promote_threads` are decoded at once; `n_reads_ahead` more may wait for the disk.
         `poll_s` is how often dirty chunks are looked over for write-behind. `report` prints one line for the operator;
         any thread may call it. `clock` gives seconds, the same as what `start` is given to tell the engine's last call.
         """
@@ -77,6 +85,8 @@ class Mover:
         self._clock = clock
         self._work: Work | None = None
         self._promotions: queue.SimpleQueue[Promotion | None] = queue.SimpleQueue()
+        self._loads = LoadsFirst()
+        self._may_decode = threading.Semaphore(n_promote_threads)
         self._deletes: queue.SimpleQueue[tuple[int, ChunkKey]] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._stopping = False
@@ -90,7 +100,7 @@ class Mover:
         self._synced_s = self._clock()
         self._threads = [
             threading.Thread(target=self._promote_loop, name=f"kvtier-promote-{i}", daemon=True)
-            for i in range(n_promote_threads)
+            for i in range(n_promote_threads + n_reads_ahead)
         ]
         self._threads.append(threading.Thread(target=self._spill_loop, name="kvtier-spill", daemon=True))
 
@@ -109,6 +119,7 @@ class Mover:
 
     def submit_promotion(self, job: Promotion) -> None:
         """Queue a promotion. Never blocks; any thread."""
+        self._loads.began()
         self._promotions.put(job)
 
     def wake_spiller(self) -> None:
@@ -146,6 +157,8 @@ class Mover:
                 self._the_work.promoted(job, self._outcome(job))
             except Exception as error:  # noqa: BLE001 - the thread must outlive any surprise
                 self._tell(f"ending a promotion failed unexpectedly: {error!r}")
+            finally:
+                self._loads.ended()
 
     def _outcome(self, job: Promotion) -> Miss | None:
         try:
@@ -163,7 +176,8 @@ class Mover:
                 if frame is None:
                     self._reads_ok()
                     return Miss.EVICTED
-                open_into(frame, self._slots[job.resident.slot], key=key, guard=self._guard)
+                with self._may_decode:
+                    open_into(frame, self._slots[job.resident.slot], key=key, guard=self._guard)
         except FrameCorruptError as error:
             self._report_bad(shard, key, error)
             return Miss.CORRUPT
@@ -231,8 +245,10 @@ class Mover:
             return False
         by_shard: dict[int, list[tuple[Resident, Placement, memoryview]]] = {}
         for resident, buffer in zip(batch, self._buffers, strict=False):
+            self._loads.give_way()
             self._seal_and_place(resident, buffer, by_shard)
         for shard, items in by_shard.items():
+            self._loads.give_way()
             self._write(shard, items)
         return True
 

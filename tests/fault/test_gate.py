@@ -68,7 +68,7 @@ class Server:
 
     def __init__(self) -> None:
         store = MemoryStore(1, 100 * FRAME_BYTES)
-        self.rig = Rig(store, n_slots=16, n_promote_threads=1)
+        self.rig = Rig(store, n_slots=16, n_promote_threads=1, n_reads_ahead=0)
         self.prefill = PrefillRate()
         self.gate = LoadGate(chunk_bytes=CHUNK_BYTES, tokens_per_chunk=TOKENS, prefill=self.prefill)
         self.rig.cache._gate = self.gate

@@ -169,26 +169,22 @@ def test_after_stop_no_thread_is_left_and_no_slot_is_touched():
     assert rig.store.calls == n_calls
 
 
-def test_stop_waits_for_the_job_at_hand_and_does_not_begin_another():
+def test_stop_waits_for_the_jobs_at_hand_and_does_not_begin_another():
     rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=1)
-    rig.stored_and_evicted("abc")
-    at_it, go_on = threading.Event(), threading.Event()
-
-    def slow(_: float) -> None:
-        at_it.set()
-        go_on.wait(PATIENCE_S)
-
-    rig.store._sleep = slow
+    rig.stored_and_evicted("abcdefg")
+    n_threads, go_on = 1 + mover_module.READS_AHEAD, threading.Event()
+    rig.store._sleep = lambda _: go_on.wait(PATIENCE_S)
     rig.store.inject(Fault(method="read", slow_s=1.0))
+    n_before = rig.store.calls["read"]
     chain = rig.cache.open_chain()
-    assert [rig.cache.lookup(chain, k) for k in keys("abc")] == [Lookup.PENDING] * 3
-    at_it.wait(PATIENCE_S)
+    assert [rig.cache.lookup(chain, k) for k in keys("abcdefg")] == [Lookup.PENDING] * 7
+    until(lambda: rig.store.calls["read"] == n_before + n_threads)
     stopped = threading.Thread(target=rig.mover.stop)
     stopped.start()
     until(lambda: rig.mover._stopping)
     go_on.set()
     stopped.join(PATIENCE_S)
-    assert rig.stats.promoted_chunks == 1
+    assert rig.stats.promoted_chunks == n_threads < 7
     assert not any(thread.is_alive() for thread in rig.mover._threads)
 
 

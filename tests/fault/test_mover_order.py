@@ -1,0 +1,101 @@
+"""Who goes first: along a chain, and between loads and spills."""
+
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import pytest
+
+from kvtier.errors import StoreError
+from kvtier.store.memory import MemoryStore
+from kvtier.testing.faults import Fault
+from kvtier.transfer import precedence
+from kvtier.types import ChunkKey, Lookup
+from tests.rigs.mover import FRAME_BYTES, PATIENCE_S, Rig, keys, until
+
+
+class Noting(MemoryStore):
+    """Notes the keys of reads and writes in the order in which they begin."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 40 * FRAME_BYTES)
+        self.reads: list[ChunkKey] = []
+        self.writes: list[ChunkKey] = []
+
+    def read(self, shard: int, key: ChunkKey) -> AbstractContextManager[memoryview | None]:
+        self.reads.append(key)
+        return super().read(shard, key)
+
+    def write(self, shard: int, puts: Sequence[tuple[ChunkKey, memoryview]], deletes: Sequence[ChunkKey]) -> None:
+        self.writes += [key for key, _ in puts]
+        super().write(shard, puts, deletes)
+
+
+def test_the_chunks_of_a_chain_are_read_head_first():
+    store = Noting()
+    rig = Rig(store, n_promote_threads=1)
+    rig.stored_and_evicted("abcdefg")
+    rig.request("abcdefg")
+    # Threads overtake each other by the few instructions between taking a job and reading, never by more.
+    head_first = {key: n for n, key in enumerate(keys("abcdefg"))}
+    assert all(abs(head_first[key] - n) < 5 for n, key in enumerate(store.reads))
+    assert sorted(store.reads) == sorted(keys("abcdefg"))
+    rig.mover.stop()
+
+
+def test_chunks_of_a_chain_are_read_in_parallel():
+    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=2)
+    rig.stored_and_evicted("abcdef")
+    together = threading.Barrier(6)
+    rig.store._sleep = lambda _: together.wait(PATIENCE_S)
+    rig.store.inject(Fault(method="read", slow_s=1.0))
+    assert rig.request("abcdef").sources.keys() == set(keys("abcdef"))
+    rig.mover.stop()
+
+
+def test_a_failed_read_in_the_middle_of_a_chain_costs_that_chunk_alone():
+    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=2)
+    rig.stored_and_evicted("abcdef")
+    rig.store.inject(Fault(method="read", after=2, times=1, error=StoreError("an unreadable sector")))
+    chain = rig.cache.open_chain()
+    n_hits = rig.walk(chain, "abcdef")
+    rig.cache.close_chain(chain)
+    assert n_hits < 6
+    assert rig.stats.load_errors == 1
+    assert rig.stats.promoted_chunks == 5
+    rig.check_all_quiet()
+    rig.mover.stop()
+
+
+def test_a_spill_waits_while_a_load_is_under_way(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(precedence, "GIVE_WAY_S", PATIENCE_S)
+    store = Noting()
+    rig = Rig(store)
+    rig.stored_and_evicted("a")
+    go_on = threading.Event()
+    rig.store._sleep = lambda _: go_on.wait(PATIENCE_S)
+    rig.store.inject(Fault(method="read", slow_s=1.0))
+    chain = rig.cache.open_chain()
+    assert rig.cache.lookup(chain, keys("a")[0]) is Lookup.PENDING
+    n_written, n_rounds = len(store.writes), rig.n_rounds
+    rig.keep(rig.cache.open_chain(), "xy")
+    until(lambda: rig.cache.n_dirty() == 2 and rig.n_rounds > n_rounds)
+    assert len(store.writes) == n_written
+    go_on.set()
+    rig.settle()
+    assert store.writes[n_written:] == keys("xy")
+    rig.mover.stop()
+
+
+def test_loads_without_end_do_not_stop_spills(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(precedence, "GIVE_WAY_S", 0.001)
+    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES))
+    rig.stored_and_evicted("a")
+    go_on = threading.Event()
+    rig.store._sleep = lambda _: go_on.wait(PATIENCE_S)
+    rig.store.inject(Fault(method="read", slow_s=1.0))
+    rig.cache.lookup(rig.cache.open_chain(), keys("a")[0])
+    rig.keep(rig.cache.open_chain(), "xy")
+    until(lambda: not rig.cache.n_dirty())
+    go_on.set()
+    rig.mover.stop()
