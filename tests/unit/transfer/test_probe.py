@@ -32,7 +32,7 @@ class Rig:
             out = memoryview(bytearray(FRAME_BYTES))
             n_bytes = seal_into(memoryview(bytes(CHUNK_BYTES)), out, key=key, codec=Raw())
             inner.write(0, [(key, out[:n_bytes])], [])
-            self.frames.append(Frame(key, 0, n_bytes, n_bytes, ready=True))
+            self.frames.append(Frame(key, 0, n_bytes, ready=True))
         self.store = FaultyStore(inner, Fault(method="read", slow_s=read_s), sleep=self.sleep)
 
     def sleep(self, seconds: float) -> None:
@@ -148,7 +148,7 @@ def test_a_read_that_never_ends_is_told_to_whoever_would_close_the_store(monkeyp
 
 
 def test_the_sample_is_spread_over_all_frames():
-    frames = [Frame(ChunkKey(b"%d" % i), 0, 1, 1, ready=True) for i in range(100)]
+    frames = [Frame(ChunkKey(b"%d" % i), 0, 1, ready=True) for i in range(100)]
     assert [frame.key for frame in sample(frames, 100, 4)] == [b"0", b"25", b"50", b"75"]
     assert sample(frames, 100, 1000) == frames
     assert sample([], 0, 4) == []
