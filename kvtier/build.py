@@ -28,7 +28,9 @@ from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import Slru
 from kvtier.prior import Prior
 from kvtier.sizing import check_disk_fits, disk_bytes
+from kvtier.store.directory import OUR_NAMES
 from kvtier.store.lmdb import LmdbStore, shard_map_bytes_for
+from kvtier.store.private import secure_directory
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.host import HostTier
 from kvtier.transfer.mover import Mover
@@ -301,7 +303,9 @@ def _with_disk(
 def _open_store(
     config: Config, disk: Disk, folder: Path, *, disk_share: int, geometry: Geometry, report: Callable[[str], None]
 ) -> tuple[Store, Callable[[], None]]:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    secure_directory(folder, OUR_NAMES)
+    if (folder / NAMESPACES).is_symlink():  # left from a time when others could write here
+        raise StoreError(f"{folder / NAMESPACES} is a symlink; remove it")
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,9 +5,11 @@ docs/replay.md defines the format. The engine's thread only queues; hashing and 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -29,7 +31,8 @@ class TraceRecorder:
     def __init__(self, path: Path, tokens_per_chunk: int, *, salt: bytes, max_bytes: int) -> None:
         """Open `path` for appending. Hashes are equal only under the same `salt`, 16 to 64 secret random bytes.
 
-        Raises ConfigError when the file cannot be opened.
+        Raises ConfigError when the file cannot be opened, or is not this user's own: a link, a pipe, a file of another
+        user's or with a second name elsewhere. One that others could use is closed to them.
         """
         assert 16 <= len(salt) <= MAX_SALT_BYTES
         self.dropped = 0  # requests that are not in the file
@@ -40,8 +43,7 @@ class TraceRecorder:
         self._wake = threading.Event()
         self._closing = False
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            self._file: BinaryIO = os.fdopen(fd, "ab", buffering=0)
+            self._file: BinaryIO = _open_own(path)
         except OSError as error:
             raise ConfigError(
                 f"`trace.record`: {path} cannot be written: {error.strerror}: name another file"
@@ -101,6 +103,22 @@ class TraceRecorder:
             return False
         self._n_bytes += len(line)
         return True
+
+
+def _open_own(path: Path) -> BinaryIO:
+    """Append to a regular file that is this user's alone. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    file: BinaryIO = os.fdopen(os.open(path, flags, 0o600), "ab", buffering=0)
+    try:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink != 1:
+            raise OSError(errno.EPERM, "it is not a file of this user's alone")
+        if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            os.fchmod(file.fileno(), 0o600)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def _line(record: dict[str, object]) -> bytes:

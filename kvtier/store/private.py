@@ -19,9 +19,11 @@ def secure_directory(path: Path, ours: re.Pattern[str]) -> None:
     """Make `path` a directory that only this user can enter, or raise StoreError with what stands in the way.
 
     An existing directory is closed to others only if everything in it has a name that `ours` matches: a user who points
-    at a home directory by mistake must not lose the use of it.
+    at a home directory by mistake must not lose the use of it. Nothing is created below a directory in which any user
+    could put another in its place.
     """
     try:
+        _refuse_open_ancestors(path)
         for missing in [parent for parent in reversed(path.parents) if not parent.exists()]:
             missing.mkdir(mode=0o700, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
@@ -32,9 +34,6 @@ def secure_directory(path: Path, ours: re.Pattern[str]) -> None:
             raise StoreError(
                 f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}; use a directory of your own"
             )
-        parent = path.absolute().parent
-        if parent.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
-            raise StoreError(f"{parent} can be written by everyone, who could replace {path.name}; use another place")
         if status.st_mode & _OTHERS:
             strangers = sorted(entry.name for entry in path.iterdir() if not ours.fullmatch(entry.name))
             if strangers:
@@ -45,6 +44,22 @@ def secure_directory(path: Path, ours: re.Pattern[str]) -> None:
             path.chmod(0o700)
     except OSError as error:
         raise StoreError(f"{path} cannot be used as a directory: {error.strerror or error}") from error
+
+
+def _refuse_open_ancestors(path: Path) -> None:
+    """StoreError when a directory above `path`, as it is written or behind links, may be written by everyone.
+
+    The sticky bit, which /tmp has, keeps users from moving each other's directories.
+    """
+    for ancestor in dict.fromkeys((*path.absolute().parents, *path.resolve().parents)):
+        try:
+            mode = ancestor.stat().st_mode
+        except FileNotFoundError:
+            continue
+        if mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            raise StoreError(
+                f"{ancestor} can be written by everyone, who could replace what is in it; use another place for {path}"
+            )
 
 
 def create_file(path: Path) -> None:

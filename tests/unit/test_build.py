@@ -1,5 +1,6 @@
 """build: a configuration becomes a running cache over a real store. The test is the engine."""
 
+import os
 import random
 import threading
 import time
@@ -451,3 +452,28 @@ def test_a_key_file_that_cannot_be_used_leaves_the_disk_tier_off(tmp_path: Path)
 def test_a_key_kept_in_the_directory_that_it_protects_is_refused(tmp_path: Path):
     engine = Engine(tmp_path / "kv", keys={"encryption": {"key_file": str(tmp_path / "kv" / "key")}})
     assert "lies in the directory that it is to protect" in engine.reports[0]
+
+
+@pytest.mark.parametrize("planted", [".", "namespaces"])
+def test_nothing_is_created_where_a_link_leads(tmp_path: Path, planted: str):
+    victim, link = tmp_path / "victim", tmp_path / "kv" / planted
+    victim.mkdir(0o700)
+    link.parent.mkdir(0o700, exist_ok=True) if planted != "." else None
+    link.symlink_to(victim)
+    engine = Engine(tmp_path / "kv")
+    assert engine.cache.disk is None
+    assert "is a symlink" in engine.reports[0]
+    assert list(victim.iterdir()) == []
+
+
+def test_what_an_engine_leaves_is_closed_to_others(tmp_path: Path):
+    before = os.umask(0)
+    try:
+        engine = Engine(tmp_path / "deep" / "kv")
+        engine.spilled(range(8))
+        engine.stop()
+    finally:
+        os.umask(before)
+    left = [tmp_path / "deep", *(tmp_path / "deep").rglob("*")]
+    assert len(left) > 5
+    assert [path for path in left if path.lstat().st_mode & 0o077] == []

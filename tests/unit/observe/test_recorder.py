@@ -1,6 +1,7 @@
 """TraceRecorder: what it writes, replay reads; what cannot be written is counted and harms nobody."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,8 @@ def test_a_full_queue_leaves_requests_out_and_counts_them(tmp_path: Path, monkey
     assert out.dropped == 2
 
 
-def test_a_medium_that_fails_ends_the_recording_quietly():
+def test_a_medium_that_fails_ends_the_recording_quietly(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recorder, "_open_own", lambda path: path.open("ab", buffering=0))
     out = record(Path("/dev/full"), "ab", "cd")
     assert out.dropped == 2
     assert isinstance(out.last_error, OSError)
@@ -108,6 +110,35 @@ def test_a_medium_that_fails_ends_the_recording_quietly():
 def test_a_file_that_cannot_be_opened_is_refused_with_the_remedy(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"`trace.record`: .* cannot be written: .*: name another file"):
         record(tmp_path / "no" / "such" / "folder", "ab")
+
+
+def test_a_file_that_others_can_use_is_closed_to_them(tmp_path: Path):
+    (tmp_path / "t").touch()
+    (tmp_path / "t").chmod(0o666)
+    record(tmp_path / "t", "ab")
+    assert (tmp_path / "t").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "second name", "folder", "another user's"])
+def test_what_is_not_a_file_of_ones_own_is_refused_and_left_alone(tmp_path: Path, kind: str):
+    path, victim = tmp_path / "t", tmp_path / "victim"
+    victim.touch()
+    if kind == "link":
+        path.symlink_to(victim)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "second name":
+        path.hardlink_to(victim)
+    elif kind == "folder":
+        path.mkdir()
+    elif os.geteuid() == 0:
+        path.touch()
+        os.chown(path, 12345, 12345)
+    else:
+        path = Path("/dev/null")  # as near to another user's file as everyone may write
+    with pytest.raises(ConfigError, match=r"`trace\.record`: .* cannot be written: .*: name another file"):
+        record(path, "ab")
+    assert victim.read_bytes() == b""
 
 
 def test_every_line_is_one_json_object(tmp_path: Path):

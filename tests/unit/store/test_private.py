@@ -76,6 +76,22 @@ def test_a_parent_that_everyone_can_write_is_refused(tmp_path: Path) -> None:
         secure_directory(tmp_path / "public" / "d", OURS)
 
 
+def test_so_is_one_further_up_and_nothing_is_created_below_it(tmp_path: Path) -> None:
+    (tmp_path / "public").mkdir(0o777)
+    (tmp_path / "public" / "mine").mkdir(0o700)
+    with pytest.raises(StoreError, match="can be written by everyone"):
+        secure_directory(tmp_path / "public" / "mine" / "new" / "d", OURS)
+    assert not (tmp_path / "public" / "mine" / "new").exists()
+
+
+def test_so_is_one_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "public").mkdir(0o777)
+    (tmp_path / "public" / "mine").mkdir(0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "public" / "mine")
+    with pytest.raises(StoreError, match="can be written by everyone"):
+        secure_directory(tmp_path / "link" / "d", OURS)
+
+
 def test_a_sticky_parent_like_tmp_is_fine(tmp_path: Path) -> None:
     (tmp_path / "public").mkdir()
     (tmp_path / "public").chmod(0o1777)
