@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from kvtier.tiers.host import HostTier
     from kvtier.types import ChunkKey
 
+MAX_SPILL_FAILURES = 3
+
 CLEAN_SHARE = 0.125
 """Share of the host pool that is kept free or clean at the cold end, so that an eviction never has to wait."""
 
@@ -102,6 +104,13 @@ class Backlog:
         resident.dirty = False
         if self._dirty.get(resident.key) is resident:
             del self._dirty[resident.key]
+
+    def failed(self, resident: Resident) -> None:
+        """Writing `resident` did not work. After MAX_SPILL_FAILURES times it stays in host only."""
+        self._stats.spill_failed_chunks += 1
+        resident.spill_failures += 1
+        if resident.spill_failures >= MAX_SPILL_FAILURES:
+            self.remove(resident)
 
     def clear(self) -> None:
         """All residents have left the tier."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import threading
@@ -32,6 +31,7 @@ from kvtier.store.directory import OUR_NAMES
 from kvtier.store.lmdb import LmdbStore, shard_map_bytes_for
 from kvtier.store.private import secure_directory
 from kvtier.tiers.disk import DiskTier
+from kvtier.tiers.follow import Follower, SharedIndex
 from kvtier.tiers.host import HostTier
 from kvtier.transfer.mover import Mover
 from kvtier.transfer.probe import PROBE_BYTES, LoadProbe, sample
@@ -46,10 +46,7 @@ if TYPE_CHECKING:
     from kvtier.codec.guard import Guard
     from kvtier.config import Config, Disk
     from kvtier.keys import Namespace
-    from kvtier.store.base import Store
     from kvtier.types import Geometry
-
-LOCK = "engine.lock"
 
 
 RESET_WAIT_S = 1.0
@@ -100,33 +97,26 @@ def build(
     *,
     report: Callable[[str], None],
     emit: Callable[[str], None],
-    sub_folder: str = "",
-    disk_share: int = 1,
     make_cache: Callable[..., TieredCache] = TieredCache,
 ) -> Kvtier:
     """Open the tiers of one engine over its host pool and start the threads.
 
-    A disk tier that cannot be opened is left out with one line to `report`; the engine runs without. `emit` gets the
-    hit-rate log lines. With `disk_share` engines under one configuration each takes its part of the disk capacity, in
-    its own `sub_folder`. `make_cache` takes TieredCache's arguments. Called once, on the engine's main thread; may take
-    as long as reading the store's index.
+    A disk tier that cannot be opened is left out with one line to `report`; the engine runs without. Engines with the
+    same disk directory share it and its capacity. `emit` gets the hit-rate log lines. `make_cache` takes TieredCache's
+    arguments. Called once, on the engine's main thread; may take as long as reading the store's index.
     """
     slots = pool if isinstance(pool, Slots) else Slots(pool, geometry.chunk_bytes)
     host = HostTier(slots.n, geometry.chunk_bytes, Slru(slots.n))
-    store: Store | None = None
+    store: Follower | None = None
     folder: Path | None = None
     guard = PLAIN
-    close_store: Callable[[], None] = _nothing
     if config.disk is not None:
-        folder = config.disk.path / sub_folder if sub_folder else config.disk.path
         try:
             guard = guard_for(config)
-            store, close_store = _open_store(
-                config, config.disk, folder, disk_share=disk_share, geometry=geometry, report=report
-            )
+            store = _open_store(config, config.disk, geometry, report)
+            folder = config.disk.path
         except (KvtierError, OSError) as error:
             report(f"disk tier is off, the engine runs without it: {error}")
-            folder = None
     namespace = guarded(namespace, guard)
     epoch = Epoch(folder / NAMESPACES if folder is not None else None, namespace)
     if folder is not None and not epoch.persistent:
@@ -142,7 +132,6 @@ def build(
                 host=host,
                 store=store,
                 folder=folder,
-                close_store=close_store,
                 guard=guard,
                 epoch=epoch,
                 namespace=namespace,
@@ -151,7 +140,7 @@ def build(
             )
         except KvtierError as error:
             report(f"disk tier is off, the engine runs without it: {error}")
-            close_store()
+            store.close()
     if kvtier is None:
         prefill_rate, copy_rate = PrefillRate(), CopyRate()
         cache = make_cache(
@@ -216,9 +205,8 @@ def _with_disk(
     geometry: Geometry,
     slots: Slots,
     host: HostTier,
-    store: Store,
+    store: Follower,
     folder: Path,
-    close_store: Callable[[], None],
     guard: Guard,
     epoch: Epoch,
     namespace: Namespace,
@@ -238,13 +226,15 @@ def _with_disk(
         sync_every_s=disk_config.sync_every_s,
         report=report,
     )
-    disk = DiskTier(store.n_shards, store.shard_bytes, store.frame_cost, LinkedSlru(1))
+    disk = DiskTier(
+        store.n_shards, store.shard_bytes, store.frame_cost, LinkedSlru(1), first_shard=os.getpid() % store.n_shards
+    )
     disk.set_family(namespace.family(epoch.name))
-    for shard, key in disk.load(store.scan()):
+    for shard, key in disk.load(store.scan(), alone=store.opened_alone):
         mover.delete(shard, key)
     budget = None
     if disk_config.write_budget.n_bytes is not None:
-        budget = WriteBudget(  # beside the parts that engines of one configuration have of the directory
+        budget = WriteBudget(
             disk_config.path,
             per_day_bytes=disk_config.write_budget.n_bytes,
             burst_bytes=disk_config.write_burst_bytes,
@@ -285,14 +275,15 @@ def _with_disk(
             prior.save(prefill_rate.cost)
 
     mover.start(cache, lambda: kvtier.last_engine_call_s, after_sync=keep_rate)
+    store.start(SharedIndex(disk, cache._lock, mover.delete, cache.written_elsewhere))  # noqa: SLF001 - composed here
     probe.start()
 
     def stop() -> None:
-        stopped = all((probe.stop(), mover.stop()))
+        stopped = all((probe.stop(), mover.stop(), store.stop()))
         if budget is not None:
             budget.close()
         if stopped:
-            close_store()
+            store.close()
         else:
             report("a transfer thread is stuck in the disk tier; its store stays open until the process ends")
 
@@ -300,40 +291,24 @@ def _with_disk(
     return kvtier
 
 
-def _open_store(
-    config: Config, disk: Disk, folder: Path, *, disk_share: int, geometry: Geometry, report: Callable[[str], None]
-) -> tuple[Store, Callable[[], None]]:
-    secure_directory(folder, OUR_NAMES)
-    if (folder / NAMESPACES).is_symlink():  # left from a time when others could write here
-        raise StoreError(f"{folder / NAMESPACES} is a symlink; remove it")
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def _open_store(config: Config, disk: Disk, geometry: Geometry, report: Callable[[str], None]) -> Follower:
+    secure_directory(disk.path, OUR_NAMES)
+    if (disk.path / NAMESPACES).is_symlink():  # left from a time when others could write here
+        raise StoreError(f"{disk.path / NAMESPACES} is a symlink; remove it")
+    space = DiskSpace.at(disk.path)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        space = DiskSpace.at(disk.path)
-        try:
-            check_disk_fits(config, space)
-        except ConfigError as error:
-            report(f"{error}; going on, and what does not fit is not kept")
-        store = LmdbStore.open(
-            folder,
-            disk_bytes(config, space) // disk_share,
-            shard_map_bytes=shard_map_bytes_for(geometry.chunk_bytes),
-            sync_commits=disk.durability == "commit",
-        )
-    except BlockingIOError:
-        os.close(lock)
-        raise StoreError(f"{folder} is in use by another engine; give each engine its own disk.path") from None
-    except BaseException:
-        os.close(lock)
-        raise
+        check_disk_fits(config, space)
+    except ConfigError as error:
+        report(f"{error}; going on, and what does not fit is not kept")
+    store = LmdbStore.open(
+        disk.path,
+        disk_bytes(config, space),
+        shard_map_bytes=shard_map_bytes_for(geometry.chunk_bytes),
+        sync_commits=disk.durability == "commit",
+    )
     for notice in store.notices:
         report(notice)
-
-    def close() -> None:
-        store.close()
-        os.close(lock)
-
-    return store, close
+    return Follower(store, report=report)
 
 
 def _counts(totals: Stats) -> dict[str, int]:

@@ -7,13 +7,13 @@ Transfer threads take work (next_spills, place) and report back (promoted, spill
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from kvtier.backlog import CLEAN_SHARE, Backlog
 from kvtier.observe.rate import PrefillRate
 from kvtier.observe.stats import Gauges, Stats
 from kvtier.policy.gate import LoadGate
-from kvtier.residency import Chain, Placement, Promises, Promotion, Resident, State
+from kvtier.residency import Chain, Offload, Placement, Promises, Promotion, Resident, State
 from kvtier.types import Lookup, Miss, Source
 
 if TYPE_CHECKING:
@@ -40,16 +40,6 @@ A walk looks for as many slots as its chain has chunks on disk."""
 MAX_OFFLOAD_SCAN = 4096
 """The same for all that one call offloads; bounds the time the lock is held to about 0.5 ms."""
 
-MAX_SPILL_FAILURES = 3
-"""After so many failed writes a chunk stays in host only."""
-
-
-class Offload(NamedTuple):
-    """What the engine is to copy down: `keys[i]` into `slots[i]`."""
-
-    keys: list[ChunkKey]
-    slots: list[int]
-
 
 class TieredCache:
     """Lookup, touch, spill, promote, evict over a host tier and, where there is one, a disk tier."""
@@ -75,8 +65,7 @@ class TieredCache:
         `clock` gives seconds, any origin. `submit_promotion`, `wake_spiller` and `delete_frame` hand work to transfer
         threads; they are called under the lock and must not block. `write_behind_after_s`, `clean_share`,
         `admit_share` and `budget` are as in Backlog. Unless `ready_for_restart`, the disk copy of what host RAM keeps
-        serving grows cold and makes room.
-        Without `gate` whatever is on disk is loaded.
+        serving grows cold and makes room. Without `gate` whatever is on disk is loaded.
         """
         self.stats = Stats()
         self.host = host
@@ -226,12 +215,10 @@ class TieredCache:
                     continue
                 self.stats.offloaded_chunks += 1
                 self.stats.offload_bytes += self.host.chunk_bytes
-                if self.disk is not None:
-                    frame = self.disk.get(key)
-                    if frame is not None and frame.ready:
-                        resident.held_back = False
-                    elif not resident.held_back:  # a frame not ready is left by a reader of a chunk dropped meanwhile
-                        self._backlog.add(resident)
+                if self._is_on_disk(key):
+                    resident.held_back = False
+                elif self.disk is not None and not resident.held_back:
+                    self._backlog.add(resident)
             if self._backlog:
                 self._wake_spiller()
 
@@ -307,8 +294,11 @@ class TieredCache:
             self.stats.foreign_frames += failure is Miss.FOREIGN
             self.stats.load_errors += failure is Miss.LOAD_FAILED
             self._forget_host(resident, failure)
-            if failure is not Miss.GATE:
-                self._forget_disk(resident.key)
+            # A frame that is not there any more, or not where it was, was another process's to delete.
+            if failure is not Miss.GATE and self.disk is not None and self.disk.get(resident.key) is job.frame:
+                self.disk.drop(resident.key)
+                if failure is not Miss.EVICTED:
+                    self._delete_frame(job.frame.shard, resident.key)
 
     def assume_load_rate(self, bytes_per_s: float) -> None:
         """What a probe of the disk tier gave; counts unless loads have been measured meanwhile."""
@@ -337,7 +327,9 @@ class TieredCache:
                 if resident is not None and resident.spilling:
                     self._backlog.hold_back(resident)
                 return None
-            placement = self.disk.place(key, n_bytes)
+            placement = (
+                None if key in self.disk else self.disk.place(key, n_bytes)
+            )  # another process wrote it meanwhile
             if placement is None and budget is not None:
                 budget.give_back(cost_bytes)
             if placement is not None:
@@ -354,20 +346,28 @@ class TieredCache:
                 self.stats.spilled_chunks += 1
                 self.stats.spill_raw_bytes += self.host.chunk_bytes
                 self.stats.spill_stored_bytes += frame.n_bytes
-                self.disk.committed(frame)
+                for shard, key in self.disk.committed(frame):
+                    self._delete_frame(shard, key)
                 if resident.detached or resident.spoilt:  # dropped meanwhile: what came to disk after that goes too
                     self._forget_disk(resident.key)
                 self._backlog.remove(resident)
-            elif not resident.held_back:
-                self.stats.spill_failed_chunks += 1
-                resident.spill_failures += 1
+            else:
                 if placement is not None:
                     self.disk.drop(resident.key)
                     if full:
                         self.disk.shard_full(placement.frame.shard)
-                if resident.spill_failures >= MAX_SPILL_FAILURES:
+                if self._is_on_disk(resident.key):  # another process wrote it meanwhile
                     self._backlog.remove(resident)
+                elif not resident.held_back:
+                    self._backlog.failed(resident)
             self.host.release(resident)
+
+    def written_elsewhere(self, key: ChunkKey) -> None:
+        """Another process wrote `key`: this one need not. Called under the lock."""
+        resident = self.host.get(key)
+        if resident is not None and self._is_on_disk(key):
+            resident.held_back = False
+            self._backlog.remove(resident)
 
     def n_dirty(self) -> int:
         """Chunks in host that are not on disk."""
@@ -401,8 +401,7 @@ class TieredCache:
             self._promises.check(self.host.residents())
             self._backlog.check()
             for resident in self.host.residents():
-                frame = self.disk.get(resident.key) if self.disk is not None else None
-                assert not resident.dirty or (resident.state is State.READY and (frame is None or not frame.ready))
+                assert not resident.dirty or (resident.state is State.READY and not self._is_on_disk(resident.key))
             assert self._n_promoting >= 0
 
     # ---- under the lock ---------------------------------------------------------------------------------------------
@@ -439,19 +438,15 @@ class TieredCache:
 
     def _miss(self, chain: Chain, key: ChunkKey, reason: Miss | None = None) -> Lookup:
         if chain.miss is None:
-            if reason is None:
-                reason = chain.failures.get(key)
-            if reason is None:
-                reason = self._why_absent(key)
-            chain.miss = reason
+            chain.miss = reason if reason is not None else chain.failures.get(key)
+            if chain.miss is None:
+                chain.miss = self._why_absent(key)
         return Lookup.MISS
 
     def _why_absent(self, key: ChunkKey) -> Miss:
         if self._remembered(key):
             return Miss.EVICTED
-        if self.disk is not None and self.disk.has_foreign(key):
-            return Miss.FOREIGN
-        return Miss.NEW
+        return Miss.FOREIGN if self.disk is not None and self.disk.has_foreign(key) else Miss.NEW
 
     def _remembered(self, key: ChunkKey) -> bool:
         """Whether a tier evicted `key` not too long ago."""
@@ -490,6 +485,11 @@ class TieredCache:
         self._backlog.remove(resident)
         if not resident.detached:
             self.host.drop(resident.key)
+
+    def _is_on_disk(self, key: ChunkKey) -> bool:
+        """Whether it can be read there; a frame not ready is being written, or left by a reader of a dropped chunk."""
+        frame = self.disk.get(key) if self.disk is not None else None
+        return frame is not None and frame.ready
 
     def _forget_disk(self, key: ChunkKey) -> None:
         """Drop a committed frame. One that is being written is dropped when that has ended: see `spilled`."""

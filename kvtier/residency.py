@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -99,6 +99,13 @@ class Placement:
 
     frame: Frame
     evicted: tuple[tuple[int, ChunkKey], ...]
+
+
+class Offload(NamedTuple):
+    """What the engine is to copy down: `keys[i]` into `slots[i]`."""
+
+    keys: list[ChunkKey]
+    slots: list[int]
 
 
 class Promises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kvtier.types import ChunkKey, Record
 
@@ -57,4 +57,42 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Release handles. No call may be in flight or follow."""
+        ...
+
+
+class Change(NamedTuple):
+    """What became of one key of a shard."""
+
+    key: ChunkKey
+    n_bytes: int | None  # stored bytes of the frame that was put; None: it was deleted
+
+
+class News(NamedTuple):
+    """What other processes did to a shard."""
+
+    changes: list[Change]  # the last one for each key
+    whole: bool  # `changes` is all that the shard holds: what is not among it is gone
+
+
+class SharedStore(Store, Protocol):
+    """A store that other processes may have open too. `scan` is where following them begins.
+
+    `news` and `write` of one shard are called one at a time.
+    """
+
+    @property
+    def opened_alone(self) -> bool:
+        """Whether no other process had the store open when this one opened it."""
+        ...
+
+    def is_behind(self, shard: int) -> bool:
+        """Whether others changed `shard` since its last `news`. Microseconds."""
+        ...
+
+    def news(self, shard: int) -> News:
+        """What others did to `shard` since it was last asked for; keys that this process changed later are left out."""
+        ...
+
+    def release_dead(self) -> None:
+        """Give back what processes that were killed while they read still hold."""
         ...

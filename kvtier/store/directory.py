@@ -21,6 +21,7 @@ from kvtier.store.manifest import (
     Manifest,
     Plan,
     boot_id,
+    pid_namespace,
     plan_shards,
     read_manifest,
     shards_bytes,
@@ -29,7 +30,7 @@ from kvtier.store.manifest import (
 from kvtier.store.private import keep_private
 
 LOCK = "kvtier-store.lock"
-OUR_NAMES = re.compile(r"kvtier-.*|shard-.*|engine\.lock|namespaces|lost\+found")
+OUR_NAMES = re.compile(r"kvtier-.*|shard-.*|namespaces|lost\+found")
 _SHARD = re.compile(r"shard-(\d{4})\.lmdb")
 _BROKEN = re.compile(r"shard-\d{4}\.lmdb\.broken-.*")
 
@@ -76,11 +77,19 @@ class Settled(NamedTuple):
     manifest: Manifest
     notices: list[str]  # what the operator should know, one line each
     dropped_frames: int  # that had to go because the capacity is smaller than before
+    alone: bool = True  # nobody else had it open
 
 
 def shard_path(directory: Path, number: int) -> Path:
     """The data file of a shard."""
     return directory / f"shard-{number:04}.lmdb"
+
+
+def shard_number(path: Path) -> int:
+    """The number in the name of a shard's data file."""
+    match = _SHARD.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
 
 
 def lock_path(shard: Path) -> Path:
@@ -127,7 +136,7 @@ class _Settling:
         unused = (number for number in range(10_000) if number not in kept)
         while len(numbers) < plan.n_shards:
             numbers.append(self._create(next(unused), plan.map_bytes))
-        manifest = Manifest(plan.map_bytes, self._capacity_bytes, tuple(sorted(numbers)), here)
+        manifest = Manifest(plan.map_bytes, self._capacity_bytes, tuple(sorted(numbers)), here, pid_namespace())
         if manifest != before:
             write_manifest(self._directory, manifest)
         return Settled(manifest, self._notices, self._dropped)
@@ -151,6 +160,8 @@ class _Settling:
 
     def _remove_unlisted(self, manifest: Manifest) -> None:
         """Files of a start that was cut short, before it had listed them or after it had struck them off."""
+        for draft in self._directory.glob(f"{MANIFEST}.*.new"):
+            draft.unlink()
         for number in self._numbers():
             if number not in manifest.shards:
                 self._remove(number)

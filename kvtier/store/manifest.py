@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ class Manifest(NamedTuple):
     capacity_bytes: int  # that it was made for
     shards: tuple[int, ...]  # numbers in the file names, ascending
     boot_id: str  # of the machine run in which it was last used; another one means power may have been lost
+    pid_namespace: str = ""  # whose process ids the users of the directory have; empty where the kernel does not say
 
 
 class Plan(NamedTuple):
@@ -99,7 +101,11 @@ def read_manifest(directory: Path) -> Manifest | None:
             )
         shards = tuple(sorted({int(number) for number in content["shards"]}))
         manifest = Manifest(
-            int(content["map_bytes"]), int(content["capacity_bytes"]), shards, str(content.get("boot_id", ""))
+            int(content["map_bytes"]),
+            int(content["capacity_bytes"]),
+            shards,
+            str(content.get("boot_id", "")),
+            str(content.get("pid_namespace", "")),
         )
     except FileNotFoundError:
         return None
@@ -115,6 +121,14 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Replace the manifest of `directory` as a whole."""
     content = {"format": DIRECTORY_FORMAT, **manifest._asdict()}
     replace_file(directory / MANIFEST, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def pid_namespace() -> str:
+    """Names whose process ids this process has; empty where the kernel does not say."""
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - a name, not a path
+    except OSError:
+        return ""
 
 
 def boot_id() -> str:

@@ -1,20 +1,27 @@
-"""MemoryStore: frames in dictionaries. The reference of the Store protocol, and the store of tests and simulations."""
+"""MemoryStore: frames in dictionaries. Reference of both store protocols, and the store of tests and simulations."""
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from kvtier.errors import StoreFullError
+from kvtier.store.base import Change, News
 from kvtier.types import ChunkKey, Record
 
 
 class _Kept(NamedTuple):
     frame: bytes
     written_ns: int
+
+
+class _Logged(NamedTuple):
+    writer: MemoryStore
+    change: Change
 
 
 class MemoryStore:
@@ -26,6 +33,14 @@ class MemoryStore:
         self._shard_bytes = shard_bytes
         self._clock_ns = clock_ns
         self._lock = threading.Lock()
+        self._log: list[list[_Logged]] = [[] for _ in range(n_shards)]
+        self._n_known = [0] * n_shards
+
+    def peer(self) -> Self:
+        """The same frames as another process would have them open."""
+        other = copy.copy(self)
+        other._n_known = [0] * self.n_shards  # noqa: SLF001 - of this class
+        return other
 
     @property
     def n_shards(self) -> int:
@@ -37,6 +52,11 @@ class MemoryStore:
         """Bytes of frames that one dictionary takes."""
         return self._shard_bytes
 
+    @property
+    def opened_alone(self) -> bool:
+        """False: peers come when they like."""
+        return False
+
     def frame_cost(self, n_bytes: int) -> int:
         """The frame itself: nothing is rounded here."""
         return n_bytes
@@ -44,6 +64,7 @@ class MemoryStore:
     def scan(self) -> Iterator[Record]:
         """Every frame, in the order of writing."""
         for shard, kept in enumerate(self._shards):
+            self._n_known[shard] = len(self._log[shard])
             for key, (frame, written_ns) in list(kept.items()):
                 yield Record(key, shard, len(frame), written_ns)
 
@@ -53,8 +74,10 @@ class MemoryStore:
         frames = {key: bytes(frame) for key, frame in puts}
         written_ns = self._clock_ns()
         with self._lock:
+            log = self._log[shard]
             for key in deletes:
-                kept.pop(key, None)
+                if kept.pop(key, None) is not None:
+                    log.append(_Logged(self, Change(key, None)))
             stays = sum(len(old.frame) for key, old in kept.items() if key not in frames)
             if stays + sum(map(len, frames.values())) > self._shard_bytes:
                 raise StoreFullError(
@@ -63,6 +86,22 @@ class MemoryStore:
             for key, frame in frames.items():
                 kept.pop(key, None)  # a replaced frame is the newest again
                 kept[key] = _Kept(frame, written_ns)
+                log.append(_Logged(self, Change(key, len(frame))))
+
+    def is_behind(self, shard: int) -> bool:
+        """Whether a peer wrote since the last `news`, or since `scan`."""
+        return any(entry.writer is not self for entry in self._log[shard][self._n_known[shard] :])
+
+    def news(self, shard: int) -> News:
+        """What peers did since."""
+        with self._lock:
+            log, first = self._log[shard], self._n_known[shard]
+            self._n_known[shard] = len(log)
+            last = {entry.change.key: entry for entry in log[first:]}
+        return News([entry.change for entry in last.values() if entry.writer is not self], whole=False)
+
+    def release_dead(self) -> None:
+        """Nobody else can die here."""
 
     @contextmanager
     def read(self, shard: int, key: ChunkKey) -> Iterator[memoryview | None]:

@@ -6,13 +6,20 @@ import fcntl
 import os
 import re
 import stat
+import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 from kvtier.errors import StoreError
 
+TURN_TIMEOUT_S = 3.0
+"""How long a writer waits for another process. Writes take milliseconds, so that one is stopped or its disk hangs."""
+
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
 def secure_directory(path: Path, ours: re.Pattern[str]) -> None:
@@ -114,6 +121,39 @@ class DirectoryLock:
             if time.monotonic() > give_up_s:
                 raise StoreError(f"{self._path} is locked by another process; stop it or wait")
             time.sleep(0.01)
+
+    @contextmanager
+    def turn(self, shard: int, timeout_s: float = TURN_TIMEOUT_S) -> Iterator[None]:
+        """Be the only process that writes `shard`, in the `with` block; threads of one process share a turn.
+
+        The database's own lock would do, but nobody can stop waiting for that. StoreError after `timeout_s`.
+        """
+        give_up_s = time.monotonic() + timeout_s
+        pause_s = 0.0005
+        while not self._lock_byte(shard, fcntl.F_WRLCK):
+            if time.monotonic() > give_up_s:
+                raise StoreError(
+                    f"shard {shard} of {self._path.parent} has been held by another process for {timeout_s:.0f} s; "
+                    f"it is stopped, or the disk hangs"
+                )
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.02)
+        try:
+            yield
+        finally:
+            self._lock_byte(shard, fcntl.F_UNLCK)
+
+    def _lock_byte(self, number: int, kind: int) -> bool:
+        """An open file description lock: unlike a plain record lock it does not end when some other file is closed."""
+        if self._fd < 0:
+            raise StoreError(f"{self._path} has been closed")
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, number, 1, 0))
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            raise StoreError(f"{self._path} cannot be locked: {error.strerror}; use a local file system") from error
+        return True
 
     def release(self) -> None:
         """Let go."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from kvtier.store.base import Store
+from kvtier.store.base import News, SharedStore
 from kvtier.types import ChunkKey, Record
 
 Method = Literal["scan", "write", "read", "sync"]
@@ -49,7 +49,7 @@ def cut_to(n_bytes: int) -> Callable[[bytes], bytes]:
 class FaultyStore:
     """Wraps `inner`. Safe on any thread; `calls` counts the calls of each method, failed ones included."""
 
-    def __init__(self, inner: Store, *faults: Fault, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, inner: SharedStore, *faults: Fault, sleep: Callable[[float], None] = time.sleep) -> None:
         self.inner = inner
         self.calls: Counter[Method] = Counter()
         self._sleep = sleep
@@ -100,6 +100,19 @@ class FaultyStore:
             else:
                 with memoryview(fault.change(bytes(frame))) as changed:
                     yield changed
+
+    @property
+    def opened_alone(self) -> bool:
+        return self.inner.opened_alone
+
+    def is_behind(self, shard: int) -> bool:
+        return self.inner.is_behind(shard)
+
+    def news(self, shard: int) -> News:
+        return self.inner.news(shard)
+
+    def release_dead(self) -> None:
+        self.inner.release_dead()
 
     def sync(self) -> None:
         fault = self._enter("sync")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from array import array
+from collections import OrderedDict
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from kvtier.keys import FAMILY_BYTES
 from kvtier.residency import Frame, Placement
+from kvtier.store.base import Change
 from kvtier.types import chunk_hash_of
 
 if TYPE_CHECKING:
@@ -25,14 +27,27 @@ FULL_REST = 64
 MAX_VICTIM_SCAN = 1024
 """Frames looked at when making room for one."""
 
+MAX_OWN = 4096
+"""Of so many frames written last it is known that this process wrote them. Others hear of a frame within seconds."""
+
 
 class DiskTier:
     """Index of the store's frames with per-shard accounting; satisfies `Tier`."""
 
     def __init__(
-        self, n_shards: int, shard_bytes: int, cost_of: Callable[[int], int], policy: LinkedSlru[Frame]
+        self,
+        n_shards: int,
+        shard_bytes: int,
+        cost_of: Callable[[int], int],
+        policy: LinkedSlru[Frame],
+        *,
+        first_shard: int = 0,
     ) -> None:
-        """Account for `n_shards` of `shard_bytes`; `cost_of` turns a frame's length into bytes taken."""
+        """Account for `n_shards` of `shard_bytes`; `cost_of` turns a frame's length into bytes taken.
+
+        Of shards with equal room `first_shard` is filled first, then the next ones: processes that share a store and
+        begin at different shards seldom wait for each other.
+        """
         self.policy = policy
         self.frame_bytes = 0  # stored length of all ready frames
         self.cost_of = cost_of
@@ -43,6 +58,10 @@ class DiskTier:
         self._rests_until = [0] * n_shards
         self._n_placed = 0
         self._total_used = 0
+        self._first_shard = first_shard
+        self._twins: dict[ChunkKey, dict[int, int]] = {}  # other frames of keys that are here: shard -> length
+        self._own: OrderedDict[ChunkKey, None] = OrderedDict()  # what this process wrote last
+        self._surprised: set[int] = set()  # shards where others put frames since they were last found full
         self._foreign: set[bytes] = set()  # chunk hashes that are here under another family
         self._family = b""
 
@@ -87,11 +106,11 @@ class DiskTier:
         self._family = family
         self._foreign = {chunk_hash_of(key) for key in self._frames if key[:FAMILY_BYTES] != family}
 
-    def load(self, records: Iterable[Record]) -> list[tuple[int, ChunkKey]]:
+    def load(self, records: Iterable[Record], *, alone: bool = True) -> list[tuple[int, ChunkKey]]:
         """Take over what a store held when it was opened, oldest coldest and foreign before own.
 
-        Returns `(shard, key)` of what is to be deleted: the older of two frames of a key, and the coldest of a shard
-        that holds more than it may.
+        Returns `(shard, key)` of what is to be deleted: the coldest of a shard that holds more than it may and, unless
+        others have the store open and see to it, of two frames of a key the one in the higher shard.
         """
         # Columns, not a list of a million records: what they leave behind in the allocator would never be given back.
         keys: list[ChunkKey] = []
@@ -105,14 +124,15 @@ class DiskTier:
         own = bytearray(key.startswith(self._family) for key in keys)
         stale: list[tuple[int, ChunkKey]] = []
         for i in chain((i for i in by_age if not own[i]), (i for i in by_age if own[i])):
-            key = keys[i]
-            older = self._frames.get(key)
-            if older is not None:
-                stale.append((older.shard, key))
-                self.drop(key)
-            self._add(Frame(key, shards[i], sizes[i], ready=True))
-            self.frame_bytes += sizes[i]
+            if keys[i] in self._frames:
+                self.follow(shards[i], [Change(keys[i], sizes[i])])
+            else:
+                self._arrive(keys[i], shards[i], sizes[i])
         self._follow_frame_size()
+        self._surprised.clear()
+        if alone:
+            stale += [(shard, key) for key, twins in self._twins.items() for shard in twins]
+            self._twins.clear()
         if any(self._room(shard) < 0 for shard in range(len(self._budget))):
             for key in list(self.policy.victims()):
                 frame = self._frames[key]
@@ -157,15 +177,68 @@ class DiskTier:
         self._add(placed)
         return Placement(placed, tuple(evicted))
 
-    def committed(self, frame: Frame) -> None:
-        """The write of a placed frame succeeded: it is readable."""
+    def committed(self, frame: Frame) -> list[tuple[int, ChunkKey]]:
+        """The write of a placed frame succeeded: it is readable. Returns `(shard, key)` to be deleted, as `follow`."""
         assert self._frames.get(frame.key) is frame
         frame.ready = True
         self.frame_bytes += frame.n_bytes
+        self._own[frame.key] = None
+        if len(self._own) > MAX_OWN:
+            self._own.popitem(last=False)
+        self._twins.get(frame.key, {}).pop(frame.shard, None)  # ours replaced it
         self._follow_frame_size()
+        return self._choose(frame)
+
+    def follow(self, shard: int, changes: Iterable[Change]) -> list[tuple[int, ChunkKey]]:
+        """Another process changed `shard`: take its frames in as if just used, and forget what it deleted.
+
+        Two processes may have written the same chunk to different shards. The frame in the lower one stays, and who
+        wrote the other deletes it: never is a frame deleted because of one that may be gone by now. Returns
+        `(shard, key)` of what is to be deleted here.
+        """
+        stale: list[tuple[int, ChunkKey]] = []
+        for key, n_bytes in changes:
+            frame = self._frames.get(key)
+            here = frame is not None and frame.ready and frame.shard == shard
+            if frame is not None and here and n_bytes != frame.n_bytes:
+                self._remove(frame, evicted=n_bytes is None)
+                here, frame = False, self._frames.get(key)
+            if n_bytes is None:
+                self._twins.get(key, {}).pop(shard, None)
+            elif frame is None:
+                self._arrive(key, shard, n_bytes)
+            elif not here:
+                self._twins.setdefault(key, {})[shard] = n_bytes
+                stale += self._choose(frame)
+        self._follow_frame_size()
+        return stale
+
+    def _choose(self, frame: Frame) -> list[tuple[int, ChunkKey]]:
+        """Of several frames of a key count on the one in the lowest shard; which of them is to be deleted here."""
+        twins = self._twins.get(frame.key)
+        if not frame.ready or not twins or min(twins) > frame.shard:
+            return []
+        own = frame.key in self._own
+        self._remove(frame, evicted=False)
+        if own:
+            return [(frame.shard, frame.key)]
+        self._twins.setdefault(frame.key, {})[frame.shard] = frame.n_bytes
+        return []
+
+    def _arrive(self, key: ChunkKey, shard: int, n_bytes: int) -> None:
+        self._add(Frame(key, shard, n_bytes, ready=True))
+        self.frame_bytes += n_bytes
+        self._surprised.add(shard)
+
+    def ready_in(self, shard: int) -> list[ChunkKey]:
+        """The committed frames of a shard. Looks at all frames."""
+        return [frame.key for frame in self._frames.values() if frame.shard == shard and frame.ready]
 
     def shard_full(self, shard: int) -> None:
-        """The store had no room where the accounting saw some: expect less of that shard."""
+        """The store had no room where the accounting saw some: expect less of that shard, if it was not others'."""
+        if shard in self._surprised:
+            self._surprised.discard(shard)
+            return
         used, half = self._used[shard], self._shard_bytes // 2
         self._budget[shard] = max(half, min(int(self._budget[shard] * FULL_PENALTY), used))
         if used < half:
@@ -175,7 +248,7 @@ class DiskTier:
                 self._rests_until = [0] * len(self._budget)  # they cannot all rest
 
     def drop(self, key: ChunkKey) -> None:
-        """Forget the chunk for good."""
+        """Forget the chunk's frame for good. Another process's frame of the chunk, if there is one, takes its place."""
         frame = self._frames.get(key)
         if frame is not None:
             self._remove(frame, evicted=False)
@@ -189,6 +262,10 @@ class DiskTier:
         assert used == self._used
         assert sum(used) == self._total_used
         assert len(self.policy) == len(self._frames)
+        for key, twins in self._twins.items():
+            frame = self._frames[key]
+            assert not frame.ready or not twins or frame.shard < min(twins)
+        assert all(key in self._frames for key in self._own)
         assert self.frame_bytes == sum(f.n_bytes for f in self._frames.values() if f.ready)
 
     def _room(self, shard: int) -> int:
@@ -196,7 +273,8 @@ class DiskTier:
         return -self._shard_bytes if resting else self._budget[shard] - self._used[shard]
 
     def _roomiest(self) -> int:
-        return max(range(len(self._budget)), key=self._room)
+        n_shards = len(self._budget)
+        return max(((self._first_shard + n) % n_shards for n in range(n_shards)), key=self._room)
 
     def _add(self, frame: Frame) -> None:
         cost = self.cost_of(frame.n_bytes)
@@ -215,6 +293,13 @@ class DiskTier:
         self.policy.remove(frame.key, evicted=evicted)
         if frame.key[:FAMILY_BYTES] != self._family:
             self._foreign.discard(chunk_hash_of(frame.key))
+        self._own.pop(frame.key, None)
+        twins = self._twins.pop(frame.key, None)
+        if twins:
+            shard = min(twins)
+            self._arrive(frame.key, shard, twins.pop(shard))
+            if twins:
+                self._twins[frame.key] = twins
 
     def _follow_frame_size(self) -> None:
         """Tell the policy how many frames of the present mean size the tier holds."""

@@ -19,7 +19,7 @@ from kvtier import build as build_module
 from kvtier import config as config_module
 from kvtier.build import Kvtier, build
 from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace
-from kvtier.store.base import Store
+from kvtier.store.base import SharedStore
 from kvtier.store.lmdb import LmdbStore
 from kvtier.types import ChunkKey, Geometry, Lookup, Source
 
@@ -74,7 +74,7 @@ class Engine:
         chunk_bytes: int = CHUNK_BYTES,
         capacity_bytes: int = 32 * MIB,
         disk: dict[str, Any] | None = None,
-        wrap: Callable[[Store], Store] | None = None,
+        wrap: Callable[[SharedStore], SharedStore] | None = None,
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
         """Build over `folder`. `wrap` puts something around the store: faults, a journal."""
@@ -216,7 +216,7 @@ class Engine:
             self.outcome.worst_call_s = max(self.outcome.worst_call_s, time.monotonic() - started_s)
 
 
-def _opener(wrap: Callable[[Store], Store] | None) -> Any:
+def _opener(wrap: Callable[[SharedStore], SharedStore] | None) -> Any:
     """LmdbStore, or what opens one and wraps it."""
     if wrap is None:
         return LmdbStore

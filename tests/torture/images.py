@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from kvtier.codec.frame import frame_bound, open_into, seal_into
 from kvtier.codec.registry import codec_for
 from kvtier.errors import FrameError, StoreError
-from kvtier.store.base import Store
+from kvtier.store.base import SharedStore
 from kvtier.store.lmdb import LmdbStore
 from kvtier.testing.faults import Fault, FaultyStore
 from kvtier.types import NAMESPACE_BYTES, ChunkKey
@@ -263,7 +263,7 @@ def _run_with(setting: Setting, fault: Fault | None) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     stores: list[FaultyStore] = []
 
-    def wrap(store: Store) -> Store:
+    def wrap(store: SharedStore) -> SharedStore:
         stores.append(FaultyStore(store, *([fault] if fault else [])))
         return stores[0]
 

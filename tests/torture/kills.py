@@ -17,7 +17,7 @@ from typing import Any
 
 from kvtier.codec.frame import open_into
 from kvtier.errors import FrameError
-from kvtier.store.base import Store
+from kvtier.store.base import News, SharedStore
 from kvtier.store.lmdb import LmdbStore
 from kvtier.types import ChunkKey, Record
 from tests.torture.engine import CHUNK_BYTES, MIB, SHARD_BYTES, Engine, content, traffic
@@ -114,7 +114,7 @@ def _line(what: dict[str, Any]) -> bytes:
 class Journal:
     """A store that notes every write before and after: what the file says was ended, the medium must have."""
 
-    def __init__(self, inner: Store, path: Path) -> None:
+    def __init__(self, inner: SharedStore, path: Path) -> None:
         self._inner = inner
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
 
@@ -142,6 +142,19 @@ class Journal:
 
     def read(self, shard: int, key: ChunkKey) -> AbstractContextManager[memoryview | None]:
         return self._inner.read(shard, key)
+
+    @property
+    def opened_alone(self) -> bool:
+        return self._inner.opened_alone
+
+    def is_behind(self, shard: int) -> bool:
+        return self._inner.is_behind(shard)
+
+    def news(self, shard: int) -> News:
+        return self._inner.news(shard)
+
+    def release_dead(self) -> None:
+        self._inner.release_dead()
 
     def sync(self) -> None:
         self._inner.sync()

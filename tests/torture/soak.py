@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from kvtier.errors import StoreError, StoreFullError
-from kvtier.store.base import Store
+from kvtier.store.base import SharedStore
 from kvtier.testing.faults import Fault, FaultyStore
 from tests.torture.bits import PAGE, tree_pages
 from tests.torture.engine import MIB, Engine, traffic
@@ -174,7 +174,7 @@ def serve(folder: Path, episode: Episode, switches: mmap.mmap, writer: int) -> N
     rng = random.Random(episode.number)
     stores: list[FaultyStore] = []
 
-    def wrap(store: Store) -> Store:
+    def wrap(store: SharedStore) -> SharedStore:
         stores.append(FaultyStore(store))
         return stores[0]
 

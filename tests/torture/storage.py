@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvtier.errors import StoreError, StoreFullError
-from kvtier.store.base import Store
+from kvtier.store.base import SharedStore
 from kvtier.testing.faults import Fault, FaultyStore
 from tests.torture.engine import MIB, Engine
 from tests.torture.scenario import Child, ChildDiedError, Row, Setting, timed
@@ -200,7 +200,7 @@ def _until_back(engine: Engine) -> float | None:
 def _with_fault(folder: Path, fault: Fault, faulty_s: float) -> str:
     stores: list[FaultyStore] = []
 
-    def wrap(store: Store) -> Store:
+    def wrap(store: SharedStore) -> SharedStore:
         stores.append(FaultyStore(store))
         return stores[0]
 

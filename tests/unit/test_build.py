@@ -40,8 +40,6 @@ class Engine:
         namespace: Namespace = NAMESPACE,
         disk: Mapping[str, object] | None = None,
         keys: Mapping[str, object] | None = None,
-        sub_folder: str = "",
-        disk_share: int = 1,
     ) -> None:
         settings: dict[str, object] = {"version": 1, "disk": "off"}
         if folder is not None:
@@ -57,8 +55,6 @@ class Engine:
             namespace,
             report=self.reports.append,
             emit=self.lines.append,
-            sub_folder=sub_folder,
-            disk_share=disk_share,
         )
         self.cache = self.kvtier.cache
         self.n_slots = n_slots
@@ -215,32 +211,7 @@ def test_after_a_reset_neither_this_engine_nor_the_next_finds_anything(tmp_path:
     assert second.request(range(8)) == []
 
 
-def test_a_second_engine_on_the_same_folder_runs_without_the_disk_tier(tmp_path: Path):
-    first = Engine(tmp_path / "kv")
-    first.spilled(range(8))
-    second = Engine(tmp_path / "kv")
-    assert second.cache.disk is None
-    assert len(second.reports) == 1
-    assert "in use by another engine" in second.reports[0]
-    second.request(range(8))
-    assert second.request(range(8)) == [Source.HOST] * 8
-    second.stop()
-    first.stop()
-    third = Engine(tmp_path / "kv")
-    assert third.request(range(8)) == [Source.DISK] * 8
-
-
-def test_engines_under_one_configuration_have_folders_and_shares_of_their_own(tmp_path: Path):
-    engines = [Engine(tmp_path / "kv", sub_folder=f"dp-{n}", disk_share=2) for n in range(2)]
-    for engine in engines:
-        assert engine.reports == []
-        assert engine.cache.disk is not None
-        assert 0 < engine.cache.disk.capacity_bytes <= 32 * MIB
-        engine.spilled(range(8))
-    assert sorted(path.name for path in (tmp_path / "kv").iterdir()) == ["dp-0", "dp-1"]
-
-
-@pytest.mark.parametrize("in_the_way", ["kv", "kv/engine.lock", "kv/shard-0000.lmdb"])
+@pytest.mark.parametrize("in_the_way", ["kv", "kv/kvtier-store.lock", "kv/shard-0000.lmdb"])
 def test_an_unusable_path_leaves_the_engine_without_a_disk_tier(tmp_path: Path, in_the_way: str):
     place = tmp_path / in_the_way
     place.parent.mkdir(exist_ok=True)
@@ -260,7 +231,7 @@ def test_an_unusable_path_leaves_the_engine_without_a_disk_tier(tmp_path: Path, 
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path):
     (tmp_path / "kv").mkdir()
     (tmp_path / "target").write_text("")
-    (tmp_path / "kv" / "engine.lock").symlink_to(tmp_path / "target")
+    (tmp_path / "kv" / "kvtier-store.lock").symlink_to(tmp_path / "target")
     engine = Engine(tmp_path / "kv")
     assert engine.cache.disk is None
     assert "disk tier is off" in engine.reports[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.epoch import Epoch
+from kvtier.files import only_one
 from kvtier.keys import Namespace
 
 NAMESPACE = Namespace({"model": "m"})
@@ -161,4 +162,39 @@ def test_folder_and_file_are_private_and_say_what_they_are_about(tmp_path: Path)
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
     assert stat.S_IMODE(file_of(tmp_path / "new").stat().st_mode) == 0o600
     assert json.loads(file_of(tmp_path / "new").read_text())["namespace"] == {"model": "m"}
-    assert [path.name for path in (tmp_path / "new").iterdir()] == [file_of(tmp_path).name]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted([file_of(tmp_path).name, "lock"])
+
+
+# Other processes
+
+
+def test_a_reset_in_one_process_leaves_the_others_in_their_epoch(tmp_path: Path):
+    one, other = Epoch(tmp_path, NAMESPACE), Epoch(tmp_path, NAMESPACE)
+    shared = one.name
+    one.bump()
+    assert other.name == shared
+    assert one.name != shared
+
+
+def test_a_start_after_resets_in_several_processes_is_in_none_of_their_epochs(tmp_path: Path):
+    processes = [Epoch(tmp_path, NAMESPACE) for _ in range(3)]
+    names = {processes[0].name}
+    for process in (*processes, *processes):
+        process.bump()
+        names.add(process.name)
+    assert len(names) == 7
+    started = Epoch(tmp_path, NAMESPACE)
+    assert started.name not in names
+    assert Epoch(tmp_path, NAMESPACE).name == started.name
+
+
+def test_a_lock_that_somebody_keeps_makes_the_epoch_cold_instead_of_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before = Epoch(tmp_path, NAMESPACE)
+    monkeypatch.setattr("kvtier.epoch.TURN_TIMEOUT_S", 0.02)
+    with only_one(tmp_path / "lock", 1.0):
+        started = Epoch(tmp_path, NAMESPACE)
+        before.bump()
+    assert not started.persistent
+    assert len({started.name, before.name, Epoch(tmp_path, NAMESPACE).name}) == 3

@@ -105,7 +105,7 @@ class Backend:
             self._register_softly(host_pool, name)
 
     def clear(self) -> None:
-        """Forget every page of this server and model; what others keep in the same directory stays."""
+        """Forget every page of this model as it is served; what others keep in the same directory stays."""
         try:
             with self._still() as opened:
                 if opened is None:
@@ -288,31 +288,20 @@ class Backend:
         n_slots = settings.staging_pages(self._config, slot_bytes)
         memory = mmap.mmap(-1, n_slots * slot_bytes)  # pages of it are made when they are first used
         slots = Slots(memoryview(memory), slot_bytes)
-        storage = self._storage
         kvtier = build.build(
             self._config,
             Geometry(slot_bytes, anchor.page_rows, anchor.dtype),
             slots,
-            build_namespace(storage, compat.Settings(), anchor, self.version),
+            build_namespace(self._storage, compat.Settings(), anchor, self.version),
             report=lambda line: _LOG.warning("kvtier: %s", line),
             emit=_LOG.info,
             make_cache=partial(PagesCache, slots=slots),
-            **self._place(),
         )
         cache = kvtier.cache
         assert isinstance(cache, PagesCache)
         for pool in self._pools.values():
             cache.declare(pool.kind, pool.page_bytes)
         return _Open(kvtier, cache, Pages(cache, slots), slot_bytes, memory)
-
-    def _place(self) -> dict[str, Any]:
-        """Where this rank keeps its pages: ranks that hold different bytes share the capacity, not a store."""
-        storage = self._storage
-        n_ranks = storage.tp_size * storage.pp_size * storage.attn_cp_size
-        if n_ranks == 1:
-            return {}
-        name = f"tp{storage.tp_rank}-pp{storage.pp_rank}-cp{storage.attn_cp_rank}"
-        return {"sub_folder": name, "disk_share": n_ranks}
 
     def _ready(self) -> _Open | None:
         """The running cache; None while there is none, or while it may hold KV of replaced weights."""

@@ -25,7 +25,7 @@ from kvtier import build
 from kvtier.engines.vllm.metadata import ImpossibleLoadSpec
 from kvtier.engines.vllm.metrics import to_connector_stats
 from kvtier.engines.vllm.namespace import build_namespace
-from kvtier.engines.vllm.settings import engines_here, settle
+from kvtier.engines.vllm.settings import settle
 from kvtier.keys import FAMILY_BYTES, NO_ADAPTER, NO_TENANT
 from kvtier.observe.stats import Stats
 from kvtier.types import ChunkKey, Geometry, Lookup, Source
@@ -90,7 +90,6 @@ class KVTierManager(OffloadingManager):
     def build(cls, vllm_config: Any, spec: Any, pool: memoryview) -> KVTierManager:
         """Open the tiers over the mapped host pool. EngineCore, main thread, once."""
         config = settle(vllm_config)
-        n_engines = engines_here(vllm_config)
         geometry = Geometry(
             chunk_bytes=spec.kv_bytes_per_chunk,
             tokens_per_chunk=max(spec.tokens_per_block) * spec.blocks_per_chunk,
@@ -104,8 +103,6 @@ class KVTierManager(OffloadingManager):
                 build_namespace(vllm_config, spec.config, spec.kv_bytes_per_chunk),
                 report=lambda line: _LOG.warning("kvtier: %s", line),
                 emit=_LOG.info,
-                sub_folder=f"dp-{spec.config.parallel.data_parallel_index}" if n_engines > 1 else "",
-                disk_share=n_engines,
             ),
             geometry.tokens_per_chunk,
         )

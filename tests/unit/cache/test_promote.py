@@ -58,7 +58,7 @@ def test_a_promotion_goes_on_when_its_request_is_gone():
 
 
 @pytest.mark.parametrize("failure", [Miss.CORRUPT, Miss.FOREIGN, Miss.LOAD_FAILED, Miss.EVICTED])
-def test_a_failed_promotion_is_a_miss_with_its_reason_and_the_frame_is_deleted(failure: Miss):
+def test_a_failed_promotion_is_a_miss_with_its_reason_and_the_frame_leaves_the_disk(failure: Miss):
     rig = evicted_to_disk("abc")
     chain = rig.cache.open_chain()
     rig.walk(chain, "abc")
@@ -69,7 +69,8 @@ def test_a_failed_promotion_is_a_miss_with_its_reason_and_the_frame_is_deleted(f
     assert chain.pending == 0
     assert rig.walk(chain, "abc") == "HM"
     assert chain.miss is failure
-    assert rig.deleted == [(0, key("b"))]
+    gone = failure is Miss.EVICTED  # another process deleted it, and may have written it again by now
+    assert rig.deleted == ([] if gone else [(0, key("b"))])
     assert "b" not in rig.on_disk() + rig.on_host()
     rig.cache.check()
 

@@ -8,8 +8,7 @@ import pytest
 from lmdb.verify import verify
 
 from kvtier.errors import StoreError
-from kvtier.store import erase, lmdb_pages
-from kvtier.store import lmdb as lmdb_store
+from kvtier.store import erase, lmdb_pages, shard
 from kvtier.store.lmdb import LmdbStore
 from kvtier.testing.contracts import frame_of, key_of, put, read
 from tests.rigs.lmdb_store import MIB, break_tree, fill_both, open_store
@@ -115,7 +114,7 @@ def test_an_erasure_waits_for_a_reader_of_an_older_state(folder: Path) -> None:
 
 
 def test_a_reader_that_never_ends_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lmdb_store, "ERASE_WAIT_S", 0.05)
+    monkeypatch.setattr(shard, "ERASE_WAIT_S", 0.05)
     store = open_store(folder)
     put(store, 0, {key_of(1): marked(1_000)})
     with store.read(0, key_of(1)) as frame:
@@ -185,3 +184,15 @@ def test_a_directory_without_a_store_is_refused_and_left_alone(tmp_path: Path) -
     with pytest.raises(StoreError, match="holds no kvtier store"):
         LmdbStore.attach(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_nothing_of_a_deleted_frame_is_left_behind_the_end_of_another(folder: Path) -> None:
+    """A value's last page is one that held something else, and is written as far as the value goes."""
+    store = open_store(folder)
+    for n in range(60):
+        put(store, 0, {key_of(n): marked(1000), key_of(100 + n): frame_of(n, 2500)}, [key_of(n - 1)])
+    store.write(0, [], [key_of(n) for n in range(60)])
+    store.erase_deleted()
+    assert not holds_mark(folder)
+    assert all(read(store, 0, key_of(100 + n)) == frame_of(n, 2500) for n in range(60))
+    store.close()

@@ -124,7 +124,7 @@ def test_keeping_private_closes_a_file_and_removes_a_symlink(tmp_path: Path) -> 
 
 
 def test_replacing_gives_new_content_and_leaves_no_draft(tmp_path: Path) -> None:
-    (tmp_path / "f.new").write_bytes(b"left by a crash")
+    (tmp_path / f"f.{os.getpid()}.new").write_bytes(b"left by a crash")
     replace_file(tmp_path / "f", b"one")
     replace_file(tmp_path / "f", b"two")
     assert (tmp_path / "f").read_bytes() == b"two"

@@ -7,6 +7,7 @@ import pytest
 
 from kvtier.policy.linked import LinkedSlru
 from kvtier.residency import Frame
+from kvtier.store.base import Change
 from kvtier.tiers.disk import FULL_REST, DiskTier
 from kvtier.types import ChunkKey, Record
 
@@ -245,3 +246,103 @@ def test_a_chunk_takes_less_than_300_bytes_of_the_index():
         tracemalloc.stop()
     assert len(disk) == n_chunks
     assert used_bytes < 300 * n_chunks
+
+
+# Other processes
+
+
+def test_another_process_s_frame_is_found_like_an_own_one():
+    disk = tier(2)
+    assert disk.follow(1, [Change(key(0), 10)]) == []
+    frame = disk.get(key(0))
+    assert frame is not None
+    assert (frame.shard, frame.n_bytes, frame.ready) == (1, 10, True)
+    assert (disk.used_bytes, disk.frame_bytes) == (10, 10)
+    disk.check()
+
+
+def test_what_another_process_deleted_counts_as_evicted():
+    disk = tier(2)
+    shard = add(disk, 0).shard
+    disk.follow(1 - shard, [Change(key(0), None)])
+    assert key(0) in disk
+    disk.follow(shard, [Change(key(0), None)])
+    assert key(0) not in disk
+    assert disk.remembers(key(0))
+    disk.check()
+
+
+def test_a_replaced_frame_counts_with_its_new_length():
+    disk = tier(1)
+    add(disk, 0, 10)
+    disk.follow(0, [Change(key(0), 30)])
+    assert (disk.used_bytes, disk.frame_bytes) == (30, 30)
+    disk.check()
+
+
+def test_who_wrote_the_second_frame_of_a_chunk_to_the_higher_shard_deletes_it():
+    low, high = tier(2), tier(2)
+    high._first_shard = 1
+    assert (add(low, 0).shard, add(high, 0).shard) == (0, 1)
+    assert low.follow(1, [Change(key(0), 10)]) == []
+    assert high.follow(0, [Change(key(0), 10)]) == [(1, key(0))]
+    for disk in (low, high):
+        disk.follow(1, [Change(key(0), None)])
+        frame = disk.get(key(0))
+        assert frame is not None
+        assert frame.shard == 0
+        disk.check()
+
+
+def test_nobody_deletes_a_frame_because_of_another_one_that_may_be_gone_by_now():
+    disk = tier(2)
+    disk.follow(0, [Change(key(0), 10)])
+    assert disk.follow(1, [Change(key(0), 10)]) == []  # the one in shard 0 may have been evicted a second ago
+    disk.follow(0, [Change(key(0), None)])
+    frame = disk.get(key(0))
+    assert frame is not None
+    assert frame.shard == 1
+    disk.check()
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_frame_that_another_process_wrote_while_this_one_did_waits_for_the_outcome(written: bool):
+    disk = tier(2)
+    disk._first_shard = 1
+    placement = disk.place(key(0), 10)
+    assert placement is not None
+    assert disk.follow(0, [Change(key(0), 20)]) == []
+    assert not placement.frame.ready
+    if written:
+        assert disk.committed(placement.frame) == [(1, key(0))]
+    else:
+        disk.drop(key(0))
+    frame = disk.get(key(0))
+    assert frame is not None
+    assert (frame.shard, frame.n_bytes, frame.ready) == (0, 20, True)
+    disk.check()
+
+
+def test_a_shard_that_others_filled_is_not_expected_to_hold_less():
+    disk = tier(1, 1000)
+    disk.follow(0, [Change(key(n), 100) for n in range(9)])
+    disk.shard_full(0)
+    placement = disk.place(key(9), 100)
+    assert placement is not None
+    assert placement.evicted == ()
+
+
+def test_a_store_that_is_shared_when_it_is_opened_keeps_second_frames_for_their_writers_to_delete():
+    disk = tier(2)
+    assert disk.load([record(0, shard=1), record(0, shard=0)], alone=False) == []
+    frame = disk.get(key(0))
+    assert frame is not None
+    assert frame.shard == 0
+    disk.drop(key(0))
+    assert disk.get(key(0)) is not None
+    disk.check()
+
+
+def test_processes_begin_to_fill_at_different_shards():
+    disk = DiskTier(4, 100, lambda n_bytes: n_bytes, LinkedSlru(1), first_shard=2)
+    assert [add(disk, n).shard for n in range(5)] == [2, 3, 0, 1, 2]
