@@ -80,6 +80,13 @@ def _run_traffic(engine: Engine, seed: int, n_requests: int, n_prompts: int) -> 
     return _seen(engine)
 
 
+def _request(engine: Engine, prompt: int, n_chunks: int) -> int:
+    """How many chunks of the prompt hit."""
+    before = sum(engine.outcome.hits)
+    engine.request(prompt, n_chunks)
+    return sum(engine.outcome.hits) - before
+
+
 def _seen(engine: Engine) -> dict[str, Any]:
     outcome = engine.outcome
     return {
@@ -96,7 +103,7 @@ def _on_disk(engine: Engine) -> set[tuple[int, ChunkKey]]:
 
 
 _DO: dict[str, Callable[..., Any]] = {
-    "request": Engine.request,
+    "request": _request,
     "settle": Engine.settle,
     "push_out": Engine.push_out,
     "count": Engine.count,
