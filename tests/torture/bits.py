@@ -3,12 +3,15 @@
 Every damaged frame must be a counted miss, nothing wrong may be served, and the damage must be gone afterwards.
 """
 
+import importlib.util
 import json
 import os
 import random
 import struct
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import lmdb
@@ -19,7 +22,7 @@ from kvtier.codec.registry import codec_for
 from kvtier.errors import FrameError
 from kvtier.testing.faults import flipped
 from kvtier.types import NAMESPACE_BYTES, ChunkKey
-from tests.torture.engine import MIB, Engine, chunk_hashes, content
+from tests.torture.engine import CHUNK_BYTES, MIB, Engine, chunk_hashes, content
 from tests.torture.scenario import ChildDiedError, Row, Setting, clone, in_child, timed
 
 PROMPTS, N_CHUNKS = range(90), 12
@@ -34,6 +37,11 @@ SECTOR = 512
 
 Damage = Callable[[random.Random, list["Extent"]], list[tuple["Extent", int, bytes]]]
 """Some frames -> for each what to write where in its file. One damage a frame, so that each must be counted."""
+
+Settings = Mapping[str, Any]
+"""Beyond those that every engine of the torture has."""
+
+PLAIN: Settings = MappingProxyType({})
 
 
 class Extent(NamedTuple):
@@ -60,11 +68,12 @@ def damaged_bytes(setting: Setting) -> Iterator[Row]:
     yield rewritten(setting, clean, "all values shuffled", shuffle)
     yield truncated(setting, clean)
     yield damaged_trees(setting, clean)
+    yield from under_a_key(setting)
 
 
-def fill(folder: Path) -> None:
+def fill(folder: Path, more: Settings = PLAIN) -> None:
     """A store as an engine leaves it, with frames evicted and pages used again on the way."""
-    engine = Engine(folder, capacity_bytes=CAPACITY_BYTES)
+    engine = Engine(folder, capacity_bytes=CAPACITY_BYTES, more=more)
     for prompt in (*range(1000, 1100), *PROMPTS):
         engine.request(prompt, N_CHUNKS)
         engine.settle()
@@ -121,7 +130,16 @@ def misdirect(rng: random.Random, extents: list[Extent]) -> list[tuple[Extent, i
     return out
 
 
-def damaged_frames(setting: Setting, clean: Path, fault: str, damage: Damage, n_faults: int, *, running: bool) -> Row:
+def damaged_frames(
+    setting: Setting,
+    clean: Path,
+    fault: str,
+    damage: Damage,
+    n_faults: int,
+    *,
+    running: bool = False,
+    more: Settings = PLAIN,
+) -> Row:
     row, rng = Row("damage", fault), setting.rng(fault)
     work = setting.folder / "work"
     with timed(row):
@@ -138,7 +156,7 @@ def damaged_frames(setting: Setting, clean: Path, fault: str, damage: Damage, n_
                 return json.dumps(
                     {
                         "injected": len(writes),
-                        **serve_twice(work, while_open=(lambda: write_all(writes)) if running else lambda: None),
+                        **serve_twice(work, (lambda: write_all(writes)) if running else lambda: None, more),
                     }
                 )
 
@@ -155,16 +173,16 @@ def write_all(writes: list[tuple[Extent, int, bytes]]) -> None:
             file.write(what)
 
 
-def serve_twice(folder: Path, while_open: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def serve_twice(folder: Path, while_open: Callable[[], None] = lambda: None, more: Settings = PLAIN) -> dict[str, Any]:
     """What an engine makes of a damaged store: everything is asked for, then again from a new start."""
-    first = Engine(folder, capacity_bytes=CAPACITY_BYTES)
+    first = Engine(folder, capacity_bytes=CAPACITY_BYTES, more=more)
     while_open()
     for prompt in PROMPTS:
         first.request(prompt, N_CHUNKS)
         first.settle()
     noted = first.count("corrupt_frames") + first.count("foreign_frames")
     first.stop()
-    second = Engine(folder, capacity_bytes=CAPACITY_BYTES)
+    second = Engine(folder, capacity_bytes=CAPACITY_BYTES, more=more)
     for prompt in PROMPTS:
         second.request(prompt, N_CHUNKS)
     again = second.count("corrupt_frames") + second.count("foreign_frames")
@@ -261,6 +279,58 @@ def _rewrite(folder: Path, rng: random.Random, change: Callable[[random.Random, 
                         txn.put(key, entries[other], db=index)
                     n_changed += 1
     return n_changed
+
+
+# ---- frames under a key
+
+
+def under_a_key(setting: Setting) -> Iterator[Row]:
+    key_file = setting.folder / "key"
+    key_file.write_bytes(setting.rng("key").randbytes(32).hex().encode())
+    key_file.chmod(0o600)
+    keyed: dict[str, Settings] = {"authenticated": {"integrity": {"hmac_key_file": str(key_file)}}}
+    if importlib.util.find_spec("cryptography") is not None:
+        keyed["encrypted"] = {"encryption": {"key_file": str(key_file)}}
+    for how, more in keyed.items():
+        clean = setting.folder / how
+        in_child(lambda clean=clean, more=more: fill(clean, more))  # type: ignore[misc]
+        n_faults = setting.n(2_000, 100)
+        yield damaged_frames(setting, clean, f"bit flipped in an {how} frame", flip, n_faults, more=more)
+        yield planted(setting, clean, how, more)
+
+
+def planted(setting: Setting, clean: Path, how: str, more: Settings) -> Row:
+    """Frames whole in every other way, of KV of somebody's choice, by a writer who has not the key."""
+    row, work = Row("damage", f"frame planted among {how} ones"), setting.folder / "work"
+    clone(clean, work)
+
+    def one_round() -> str:
+        n_planted = _plant(work)
+        return json.dumps({"injected": n_planted, **serve_twice(work, more=more)})
+
+    with timed(row):
+        add_up(row, in_child(one_round))
+    check_healed(row)
+    return row
+
+
+def _plant(folder: Path) -> int:
+    codec, n_planted = codec_for("bfloat16"), 0
+    room = memoryview(bytearray(frame_bound(CHUNK_BYTES, codec)))
+    for shard in sorted(folder.glob("shard-*.lmdb")):
+        with lmdb.open(os.fspath(shard), subdir=False, max_dbs=2, map_size=shard.stat().st_size) as env:
+            frames, index = (env.open_db(name, create=False) for name in (b"frames", b"index"))
+            with env.begin() as txn:
+                keys = [bytes(key) for key in txn.cursor(frames).iternext(values=False)]
+            for key in keys:
+                if key[NAMESPACE_BYTES:] in WANTED:
+                    lie = memoryview(content(ChunkKey(key[::-1])))
+                    frame = room[: seal_into(lie, room, key=ChunkKey(key), codec=codec)]
+                    with env.begin(write=True) as txn:
+                        txn.put(key, frame, db=frames)
+                        txn.put(key, struct.pack("<QQ", len(frame), time.time_ns()), db=index)
+                    n_planted += 1
+    return n_planted
 
 
 # ---- files and trees

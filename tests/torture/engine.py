@@ -7,7 +7,7 @@
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,9 @@ class Engine:
         disk: dict[str, Any] | None = None,
         wrap: Callable[[SharedStore], SharedStore] | None = None,
         shard_bytes: int = SHARD_BYTES,
+        more: Mapping[str, Any] = {},
     ) -> None:
-        """Build over `folder`. `wrap` puts something around the store: faults, a journal."""
+        """Build over `folder`. `wrap` puts something around the store: faults, a journal. `more` are settings."""
         self.reports: list[str] = []
         self.outcome = Outcome()
         self.noticed = 0  # what a caller has reported of the counters
@@ -91,6 +92,7 @@ class Engine:
                 **(disk or {}),
             },
             "log": {"every": "1h"},
+            **more,
         }  # fmt: skip
         with (
             mock.patch.object(build_module, "LmdbStore", _opener(wrap)),
