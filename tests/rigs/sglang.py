@@ -58,6 +58,10 @@ class WholePagesOnly(HostPool):
         raise NotImplementedError
 
 
+class MHATokenToKVPoolHost(HostPool):
+    """Named as SGLang names pools of separate heads."""
+
+
 class Rank:
     """One rank's backend, with the pools it was given, for one start of a server."""
 

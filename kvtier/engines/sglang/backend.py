@@ -267,8 +267,9 @@ class Backend:
             self.note_engine_error("opening the tiers")
 
     def _register(self, host_pool: Any, name: str) -> None:
-        # Mamba state is cut among the TP ranks even where all of them hold the same KV.
-        replicated = bool(self._storage.is_mla_model) and not name.startswith("mamba")
+        # Where all TP ranks hold the same KV, Mamba states and a draft model's heads are cut among them all the same.
+        cut = name.startswith("mamba") or type(host_pool).__name__.startswith("MHA")
+        replicated = bool(self._storage.is_mla_model) and not cut
         pool = HostPool(host_pool, name, rank_of(self._storage, replicated=replicated))
         with self._opening:
             self._pools[name] = pool

@@ -12,7 +12,7 @@ from kvtier.errors import ConfigError
 from kvtier.pages import Pages
 from kvtier.store.lmdb import LmdbStore
 from kvtier.types import Miss, Source
-from tests.rigs.sglang import PAGE, HostPool, Rank, WholePagesOnly, hashes, indices, transfer
+from tests.rigs.sglang import PAGE, HostPool, MHATokenToKVPoolHost, Rank, WholePagesOnly, hashes, indices, transfer
 
 Start = Callable[..., Rank]
 NAMES = [f"page {i}" for i in range(8)]
@@ -134,14 +134,16 @@ def test_a_pool_that_was_never_registered_has_nothing(start: Start) -> None:
     assert rank.backend.batch_set_v2([transfer("indexer", NAMES)]) == {"indexer": [False] * len(NAMES)}
 
 
-def test_ranks_that_hold_the_same_kv_share_it_and_keep_their_own_mamba_state(start: Start) -> None:
+def test_ranks_that_hold_the_same_kv_share_it_and_keep_their_own_mamba_state_and_draft(start: Start) -> None:
     storage = start(tp_rank=1, tp_size=1, is_mla_model=True).backend._storage
     assert "tp" not in rank_of(storage, replicated=True)
     assert rank_of(storage, replicated=False)["tp"] == 1
-    first, second = (start(pools=sidecars(), tp_rank=rank, tp_size=1, is_mla_model=True) for rank in (0, 1))
+    pools = sidecars() | {"draft": MHATokenToKVPoolHost()}
+    first, second = (start(pools=pools, tp_rank=rank, tp_size=1, is_mla_model=True) for rank in (0, 1))
     kinds = [{name: pool.kind for name, pool in rank.backend._pools.items()} for rank in (first, second)]
     assert kinds[0]["kv"] == kinds[1]["kv"]
     assert kinds[0]["mamba"] != kinds[1]["mamba"]
+    assert kinds[0]["draft"] != kinds[1]["draft"]
 
 
 def test_a_tenant_cannot_be_told_apart_before_0_5_20_so_that_is_refused(start: Start) -> None:
