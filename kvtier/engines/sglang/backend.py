@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("sglang.kvtier")
 
+FEW_TOKENS = 16
+"""Pages of fewer tokens make frames that compress and write badly."""
+
 QUIET_TIMEOUT_S = 2.0
 """The scheduler waits so long at most for copies under way to end."""
 
@@ -81,10 +84,10 @@ class Backend:
         self.version = compat.installed()
         warning = compat.version_warning(self.version)
         self._storage = storage_config
-        first_rank = not (storage_config.tp_rank or storage_config.pp_rank or storage_config.attn_cp_rank)
-        if warning and first_rank:
+        self._first_rank = not (storage_config.tp_rank or storage_config.pp_rank or storage_config.attn_cp_rank)
+        if warning and self._first_rank:
             _LOG.warning("kvtier: %s", warning)
-        self._config = settings.settle(storage_config.extra_config, first_rank=first_rank)
+        self._config = settings.settle(storage_config.extra_config, first_rank=self._first_rank)
         self._pools: dict[str, HostPool] = {}
         self._open: _Open | None = None
         self._opening = threading.Lock()
@@ -96,6 +99,11 @@ class Backend:
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
         """The pool that v0 and v1 calls are about. Opens the tiers; no other thread calls before it returns."""
         self.mem_pool_host = mem_pool_host
+        if mem_pool_host.page_size < FEW_TOKENS and self._first_rank:
+            _LOG.warning(
+                "kvtier: every %d tokens become a frame of their own on disk; --page-size 64 stores and loads faster",
+                mem_pool_host.page_size,
+            )
         self._register_softly(mem_pool_host, KV)
 
     def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: Any) -> None:

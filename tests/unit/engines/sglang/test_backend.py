@@ -263,6 +263,11 @@ def test_a_pool_that_cannot_be_understood_leaves_the_server_without_a_backend(st
     assert rank.load(NAMES) == [None] * len(NAMES)
 
 
+def test_pages_of_few_tokens_are_warned_of(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    start()
+    assert "every 4 tokens become a frame of their own on disk; --page-size 64" in caplog.text
+
+
 def test_calls_to_a_disk_that_hangs_end_in_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     stored(start)
     free = threading.Event()
