@@ -7,23 +7,23 @@ engines draw from it in coarse grants, so they rarely meet.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
 import threading
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from kvtier.files import replace_file
+from kvtier.files import only_one, replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 FILE: Final = "kvtier-writes.json"
 LOCK: Final = "kvtier-writes.lock"
+
+LOCK_WAIT_S: Final = 1.0
+"""How long to wait for another process to let go of the account: one that keeps it is stopped, or its disk hangs."""
 
 DAY_S: Final = 86400
 MIN_GRANT_BYTES: Final = 64 << 20
@@ -115,7 +115,7 @@ class WriteBudget:
     def _draw(self, n_bytes: int) -> int:
         """Move up to `n_bytes` out of the account (back into it, if negative); how many it was."""
         try:
-            with self._locked():
+            with only_one(self._lock_file, LOCK_WAIT_S):
                 filed = self._read()
                 account = filed or Account(0, self._clock())
                 drawn = self._move(account._replace(left_bytes=account.left_bytes - self._unfiled), n_bytes)
@@ -123,6 +123,8 @@ class WriteBudget:
                     replace_file(self._file, json.dumps(self._seen._asdict()).encode())
                     self._unfiled = 0
                 return drawn
+        except TimeoutError:  # nothing is written until the other process moves on
+            return 0
         except OSError as error:
             if not self._told:
                 self._told = True
@@ -152,12 +154,3 @@ class WriteBudget:
         """The account at `now_s`. A clock that was set back adds nothing."""
         gained = self._per_s * max(0.0, now_s - account.at_s)
         return Account(min(account.left_bytes + gained, self._burst_bytes), now_s)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        fd = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)

@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kvtier.budget import WriteBudget
@@ -15,7 +16,7 @@ from kvtier.codec.guards import guard_for, guarded
 from kvtier.codec.raw import Raw
 from kvtier.codec.registry import codec_for
 from kvtier.epoch import NAMESPACES, Epoch
-from kvtier.errors import ConfigError, KvtierError, StoreError
+from kvtier.errors import ConfigError, KvtierError, StoreError, StoreFormatError
 from kvtier.machine import DiskSpace
 from kvtier.observe.hitlog import HitLog
 from kvtier.observe.load import CopyRate
@@ -27,6 +28,7 @@ from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import Slru
 from kvtier.prior import Prior
 from kvtier.sizing import check_disk_fits, disk_bytes
+from kvtier.store.beside import room_beside
 from kvtier.store.directory import OUR_NAMES
 from kvtier.store.lmdb import LmdbStore, shard_map_bytes_for
 from kvtier.store.private import secure_directory
@@ -113,8 +115,7 @@ def build(
     if config.disk is not None:
         try:
             guard = guard_for(config)
-            store = _open_store(config, config.disk, geometry, report)
-            folder = config.disk.path
+            store, folder = _open_store(config, config.disk, geometry, report)
         except (KvtierError, OSError) as error:
             report(f"disk tier is off, the engine runs without it: {error}")
     namespace = guarded(namespace, guard)
@@ -291,7 +292,7 @@ def _with_disk(
     return kvtier
 
 
-def _open_store(config: Config, disk: Disk, geometry: Geometry, report: Callable[[str], None]) -> Follower:
+def _open_store(config: Config, disk: Disk, geometry: Geometry, report: Callable[[str], None]) -> tuple[Follower, Path]:
     secure_directory(disk.path, OUR_NAMES)
     if (disk.path / NAMESPACES).is_symlink():  # left from a time when others could write here
         raise StoreError(f"{disk.path / NAMESPACES} is a symlink; remove it")
@@ -300,15 +301,21 @@ def _open_store(config: Config, disk: Disk, geometry: Geometry, report: Callable
         check_disk_fits(config, space)
     except ConfigError as error:
         report(f"{error}; going on, and what does not fit is not kept")
-    store = LmdbStore.open(
-        disk.path,
-        disk_bytes(config, space),
+    open_store = partial(
+        LmdbStore.open,
         shard_map_bytes=shard_map_bytes_for(geometry.chunk_bytes),
         sync_commits=disk.durability == "commit",
     )
+    folder, n_bytes = disk.path, disk_bytes(config, space)
+    try:
+        store = open_store(folder, n_bytes)
+    except StoreFormatError as error:
+        folder, n_bytes = room_beside(folder, n_bytes)
+        report(f"{error}. Until then this one starts beside it, in {folder}, with {n_bytes} bytes")
+        store = open_store(folder, n_bytes)
     for notice in store.notices:
         report(notice)
-    return Follower(store, report=report)
+    return Follower(store, report=report), folder
 
 
 def _counts(totals: Stats) -> dict[str, int]:

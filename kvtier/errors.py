@@ -8,7 +8,8 @@ KvtierError
 │   │   └── FrameForgedError  whole, but written by somebody without our key
 │   └── FrameForeignError  sound, but not ours: another key, namespace, codec or format version
 └── StoreError             the medium failed: full, unreadable, gone
-    └── StoreFullError     no room in that shard; none of the puts was written
+    ├── StoreFullError     no room in that shard; none of the puts was written
+    └── StoreFormatError   a newer build of kvtier laid the directory out
 
 Only adapters (`kvtier.engines`) and tiers catch KvtierError: they turn it into a miss and a counter.
 """
@@ -46,6 +47,10 @@ class FrameForeignError(FrameError):
 
 class StoreError(KvtierError):
     """The medium failed."""
+
+
+class StoreFormatError(StoreError):
+    """A newer build of kvtier laid the directory out: nothing in it may be touched."""
 
 
 class StoreFullError(StoreError):

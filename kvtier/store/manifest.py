@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from kvtier.errors import ConfigError, StoreError
+from kvtier.errors import ConfigError, StoreError, StoreFormatError
 from kvtier.files import replace_file
 
 DIRECTORY_FORMAT = 1
@@ -88,14 +88,14 @@ def check_capacity(capacity_bytes: int) -> None:
 def read_manifest(directory: Path) -> Manifest | None:
     """The manifest of `directory`; None when there is none or it cannot be understood.
 
-    StoreError when a newer build wrote it: nothing in the directory may be touched then.
+    StoreFormatError when a newer build wrote it: nothing in the directory may be touched then.
     """
     file = directory / MANIFEST
     try:
         content = json.loads(file.read_bytes()[:MANIFEST_BYTES])
         written_by = content["format"]
         if isinstance(written_by, int) and written_by > DIRECTORY_FORMAT:
-            raise StoreError(
+            raise StoreFormatError(
                 f"{file} has directory format {written_by}, this build knows {DIRECTORY_FORMAT}; "
                 f"upgrade kvtier or give this engine another disk directory"
             )

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtier.budget import DAY_S, FILE, HOLD_S, MIN_GRANT_BYTES, RETRY_S, WriteBudget
+from kvtier.budget import DAY_S, FILE, HOLD_S, LOCK, MIN_GRANT_BYTES, RETRY_S, WriteBudget
+from kvtier.files import only_one
 
 GB = 10**9
 MB = 10**6
@@ -169,3 +170,16 @@ def test_no_24_hours_see_more_than_the_budget(tmp_path_factory, steps):
             engines[engine] = world.open()
     for start, _ in written:
         assert sum(n for at, n in written if start <= at < start + DAY_S) <= world.per_day
+
+
+def test_a_process_stopped_with_the_account_in_hand_is_not_waited_for_and_nothing_is_written_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("kvtier.budget.LOCK_WAIT_S", 0.02)
+    world = World(tmp_path)
+    with only_one(tmp_path / LOCK, 1.0):
+        budget = world.open()
+        assert not budget.take(1000)
+    world.now += RETRY_S + 1
+    assert budget.take(1000)
+    assert world.reports == []

@@ -18,6 +18,7 @@ from kvtier.epoch import NAMESPACES, Epoch
 from kvtier.errors import StoreError
 from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace
 from kvtier.store.lmdb import LmdbStore
+from kvtier.store.private import DirectoryLock
 from kvtier.transfer.mover import Mover
 from kvtier.types import ChunkKey, Geometry, Lookup, Miss, Source
 from kvtier.usage import read_usage
@@ -448,3 +449,45 @@ def test_what_an_engine_leaves_is_closed_to_others(tmp_path: Path):
     left = [tmp_path / "deep", *(tmp_path / "deep").rglob("*")]
     assert len(left) > 5
     assert [path for path in left if path.lstat().st_mode & 0o077] == []
+
+
+def test_beside_a_store_of_a_newer_format_an_engine_keeps_its_own_within_what_is_left(tmp_path: Path):
+    newer = written_by_a_newer_version(tmp_path / "kv")
+    for expected in ([], [Source.DISK] * 8):
+        engine = Engine(tmp_path / "kv")
+        assert "directory format 2" in engine.reports[0]
+        assert "format-1" in engine.reports[0]
+        assert engine.cache.disk is not None
+        assert engine.request(range(8)) == expected
+        engine.spilled(range(8))
+        engine.stop()
+    assert bytes_on_disk(tmp_path / "kv") <= 64 * MIB
+    assert {path: path.stat().st_mtime_ns for path in newer} == newer
+
+
+def test_nothing_is_kept_beside_a_newer_version_that_is_running(tmp_path: Path):
+    written_by_a_newer_version(tmp_path / "kv")
+    with DirectoryLock(tmp_path / "kv" / "kvtier-store.lock") as lock:
+        lock.share()
+        engine = Engine(tmp_path / "kv")
+    assert engine.cache.disk is None
+    assert "in use by a newer version" in engine.reports[-1]
+
+
+def test_nothing_is_kept_beside_a_newer_version_that_left_no_room(tmp_path: Path):
+    written_by_a_newer_version(tmp_path / "kv")
+    (tmp_path / "kv" / "segment-of-format-2").write_bytes(bytes(50 * MIB))
+    engine = Engine(tmp_path / "kv")
+    assert engine.cache.disk is None
+    assert "too few" in engine.reports[-1]
+    assert not (tmp_path / "kv" / "format-1").exists()
+
+
+def written_by_a_newer_version(folder: Path) -> dict[Path, int]:
+    """Its shards, and when each was changed last."""
+    engine = Engine(folder)
+    engine.spilled(range(8))
+    engine.stop()
+    manifest = folder / "kvtier-store.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    return {path: path.stat().st_mtime_ns for path in folder.glob("shard-*.lmdb")}
