@@ -14,7 +14,7 @@ pytest  := $(bin)/python -m pytest -o faulthandler_timeout=590
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check fmt fmt-check lint types layers torture soak bench e2e sglang-setup e2e-sglang docs \
+.PHONY: help setup demo test check fmt fmt-check lint types layers torture soak bench kv-sample e2e sglang-setup e2e-sglang docs \
         docs-check clean
 
 help: ## list the commands
@@ -65,6 +65,9 @@ soak: setup ## mixed traffic with all of these faults at random, 30 minutes (ARG
 bench: setup ## measure codec, disk and index on this machine, quickly (kvtier bench all, without --quick, takes minutes)
 	@mkdir -p .cache
 	$(bin)/kvtier bench all --quick --dir .cache
+
+kv-sample: setup ## real KV of the demo model in .cache/kv-sample, for kvtier bench; about a minute
+	@$(bin)/python -m integration.kv_sample
 
 e2e: setup ## the tests with a real engine
 	$(pytest) integration

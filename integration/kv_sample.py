@@ -69,7 +69,7 @@ def _capture(capture: Capture, model: Path, target: Path) -> dict[str, Any]:
     try:
         with Engine(model, work / "log", kvtier=kvtier, block_size=capture.block_size, **capture.engine) as engine:
             text = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
-            tokens: list[int] = engine._ask({"op": "tokenize", "texts": [text]})[0]
+            tokens = engine.tokenize([text])[0]
             prompts = [tokens[at : at + PROMPT_TOKENS] for at in range(0, TOKENS, PROMPT_TOKENS)]
             engine.generate(prompts, max_tokens=1)
             n_chunks = len(prompts) * (PROMPT_TOKENS // capture.tokens_per_chunk)

@@ -93,6 +93,10 @@ class Engine:
         })  # fmt: skip
         return [Output(a["prompt_tokens"], a["cached"], tuple(a["tokens"])) for a in answer]
 
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each text, by the model's own tokenizer."""
+        return self._ask({"op": "tokenize", "texts": list(texts)})
+
     def drop_device_cache(self, *, connector: bool = False) -> None:
         """Forget what the device holds; with `connector` also tell kvtier that the weights may have changed."""
         assert self._ask({"op": "reset", "connector": connector})

@@ -1,4 +1,4 @@
-"""One zstd section: bytes <-> a bounded zstd frame; the parameters and per-thread state that all codecs share."""
+"""One zstd section: bytes <-> a bounded zstd frame; the per-thread state that all codecs share."""
 
 from __future__ import annotations
 
@@ -8,20 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from kvtier.codec import literals
 from kvtier.errors import FrameCorruptError
 
 Bytes = npt.NDArray[np.uint8]
-
-# KV bytes have a skewed histogram and no repeats, so all the gain is zstd's literal entropy coding and the search for
-# matches is a cost. A table of 2^6 entries and matches of 7 bytes or more keep the search to a minimum. Measured on
-# bf16 KV of SmolLM2-135M, 1 MiB chunks, one core, MB/s of uncompressed bytes, only the high bytes through zstd:
-#   level 1 as it comes              ratio 1.451    627 in   2127 out
-#   level 1, min_match 7, hash_log 6       1.4545  1500 in   3247 out
-#   level 3 and 9 of the same plane        worse and slower
-# target_length above 1 switches zstd's literal coding off and with it the whole gain.
-LEVEL = 1
-MIN_MATCH = 7
-HASH_LOG = 6
 
 # A frame may ask for this much window beyond the bytes it decodes to. Ours ask for none: their size is declared.
 _WINDOW_SLACK_BYTES = 1 << 17
@@ -31,8 +21,7 @@ class _PerThread(threading.local):
     """zstd contexts and scratch are not safe to share between threads and costly to make anew for each chunk."""
 
     def __init__(self) -> None:
-        parameters = zstandard.ZstdCompressionParameters.from_level(LEVEL, min_match=MIN_MATCH, hash_log=HASH_LOG)
-        self.compressor = zstandard.ZstdCompressor(compression_params=parameters)
+        self.compressor = literals.compressor()
         self.decompressor = zstandard.ZstdDecompressor()
         self.scratch: Bytes = np.empty(0, dtype=np.uint8)
 
@@ -63,8 +52,8 @@ def compress_into(source: memoryview, out: memoryview) -> int:
     """
     assert len(out) >= bound(len(source))
     if not len(source):
-        return 0  # no bytes make no zstd frame; stream_reader never returns for them
-    written: int = _thread.compressor.stream_reader(source, size=len(source)).readinto(out)
+        return 0  # no bytes make no zstd frame
+    written = _thread.compressor.compress_into(source, out)
     assert written < len(out)  # bound() leaves room, so a full buffer would mean an unfinished zstd frame
     return written
 

@@ -50,9 +50,16 @@ class BytePlanes:
         high = entropy.scratch(n_values)
         entropy.decompress_into(payload[n_low:], high.data)
         low = np.frombuffer(payload, dtype=np.uint8, count=n_low)
-        values = np.frombuffer(out, dtype=_U16, count=n_values)
-        # Two whole-array passes at 7 GB/s; writing the planes back with a stride of two gives 1.2 to 3.3.
-        np.multiply(high, 256, dtype=_U16, out=values)
-        np.add(values, low[:n_values], out=values)
+        raw = np.frombuffer(out, dtype=np.uint8)
+        # Two whole-array passes: the high bytes widened to 16 bits one byte later, then the low ones into the zeros
+        # between. Chunks of 2.8 MiB, out of cache: 4.4 GB/s; multiplying by 256 and adding 3.2, writing with a stride
+        # of two 1.2 to 3.3. In pieces that stay in cache it is 5.0, but each numpy call gives the GIL away, and beside
+        # a busy scheduler getting it back costs more.
+        if n_values:
+            raw[0] = 0
+            np.copyto(raw[1 : 2 * n_values - 1].view(_U16), high[:-1])
+            raw[2 * n_values - 1] = high[-1]
+        values = raw[: 2 * n_values].view(_U16)
+        np.bitwise_or(values, low[:n_values], out=values)
         if n_low > n_values:
             out[-1] = payload[n_values]
