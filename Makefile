@@ -14,7 +14,7 @@ pytest  := $(bin)/python -m pytest -o faulthandler_timeout=590
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check fmt fmt-check lint types layers torture soak bench kv-sample e2e sglang-setup e2e-sglang docs \
+.PHONY: help setup demo test check fmt fmt-check lint types layers torture soak fuzz bench kv-sample e2e sglang-setup e2e-sglang docs \
         docs-check clean
 
 help: ## list the commands
@@ -58,6 +58,10 @@ layers: setup ## import contracts, and no file over 500 lines
 
 torture: setup ## every kind of fault against the real cache, some minutes, and a table of what happened (ARGS="--seed 1 --json")
 	@$(bin)/python -m tests.torture $(ARGS)
+
+fuzz: setup ## coverage-guided fuzzing of frames, YAML, traces and prompts, a minute each (ARGS="frame 600")
+	@test -d $(VENV)/.kvtier-fuzz || $(bin)/python -m pip install -q --no-deps --target $(VENV)/.kvtier-fuzz atheris==3.0.0
+	@PYTHONPATH=.:$(VENV)/.kvtier-fuzz $(bin)/python -m tests.fuzz $(ARGS)
 
 soak: setup ## mixed traffic with all of these faults at random, 30 minutes (ARGS="--minutes 5 --seed 1")
 	@$(bin)/python -m tests.torture.soak $(ARGS)

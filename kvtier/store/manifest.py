@@ -109,7 +109,7 @@ def read_manifest(directory: Path) -> Manifest | None:
         )
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, RecursionError):  # not JSON, or JSON of another shape
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # not JSON, or JSON of another shape
         return None
     except OSError as error:
         raise StoreError(f"{file} cannot be read: {error.strerror}") from error
