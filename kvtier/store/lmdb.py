@@ -91,7 +91,7 @@ class LmdbStore:
         of every shard if the machine was restarted since the last use, because power may have been lost, or if
         `inspect` asks for it. Damaged shards are set aside.
         With `sync_commits` every write returns when it would survive a loss of power, and leaves a whole tree behind.
-        Blocks for up to 30 s while another process opens the same directory.
+        Blocks for up to two minutes while another process opens the same directory.
 
         Raises ConfigError for a capacity below 16 MiB. Raises StoreError when the directory cannot be used: a symlink,
         another user's, not writable, or of a newer format.

@@ -18,6 +18,9 @@ from kvtier.errors import StoreError
 TURN_TIMEOUT_S = 3.0
 """How long a writer waits for another process. Writes take milliseconds, so that one is stopped or its disk hangs."""
 
+SETTLE_TIMEOUT_S = 120.0
+"""How long an opening waits for another one. After a reboot that walks all shards, at 60 ms per GiB and more."""
+
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
@@ -100,7 +103,7 @@ class DirectoryLock:
             raise StoreError(f"{path} cannot be opened: {error.strerror}") from error
         self._path = path
 
-    def acquire(self, timeout_s: float = 30.0) -> bool:
+    def acquire(self, timeout_s: float = SETTLE_TIMEOUT_S) -> bool:
         """Hold the directory alone (True) or, when others use it, together with them (False).
 
         Waits while another one rearranges it; StoreError when that takes longer than `timeout_s`.
@@ -116,7 +119,7 @@ class DirectoryLock:
 
     def share(self) -> None:
         """Let others in again. They may have rearranged the directory before this returns."""
-        give_up_s = time.monotonic() + 30.0
+        give_up_s = time.monotonic() + SETTLE_TIMEOUT_S
         while not self._try(fcntl.LOCK_SH):
             if time.monotonic() > give_up_s:
                 raise StoreError(f"{self._path} is locked by another process; stop it or wait")
