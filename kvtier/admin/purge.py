@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import Any
 from kvtier.admin.directory import Named, read_names
 from kvtier.errors import InputError
 from kvtier.keys import FAMILY_BYTES, tenant_digest, tenant_of
+from kvtier.purges import Notice, post, unconfirmed, withdraw
 from kvtier.store.lmdb import LmdbStore
 from kvtier.types import ChunkKey, Record
 from kvtier.units import format_bytes
+
+CONFIRM_S = 10.0
+"""How long engines may take to drop from host RAM what is purged."""
 
 _BATCH = 256
 
@@ -57,6 +62,7 @@ class Purged:
     erased_bytes: int  # of the files, those of frames deleted earlier included
     set_aside: tuple[str, ...]  # files of damaged shards that went as well
     notices: tuple[str, ...]
+    late: tuple[int, ...]  # processes of engines that did not say in time that they have dropped it from host RAM
     dry_run: bool
 
     def to_tree(self) -> dict[str, Any]:
@@ -68,6 +74,7 @@ class Purged:
             "erased_bytes": self.erased_bytes,
             "set_aside": list(self.set_aside),
             "notices": list(self.notices),
+            "engines_unconfirmed": list(self.late),
             "dry_run": self.dry_run,
         }
 
@@ -78,7 +85,11 @@ class Purged:
             return f"{self.path}: would purge {what}"
         lines = [f"{self.path}: purged {what}; {format_bytes(self.erased_bytes)} of the files erased"]
         lines += [f"{self.path / name}: deleted with what was left in it" for name in self.set_aside]
-        return "\n".join([*lines, *(f"notice: {notice}" for notice in self.notices)])
+        lines += [f"notice: {notice}" for notice in self.notices]
+        if self.late:
+            who = ", ".join(map(str, self.late))
+            lines.append(f"warning: engines (process {who}) have not said yet that they dropped it from host RAM")
+        return "\n".join(lines)
 
 
 def purge(
@@ -90,8 +101,9 @@ def purge(
 ) -> Purged:
     """Delete what `choice` means from the store at `path`, then erase all that deleted frames left in its files.
 
-    Set-aside files of damaged shards are deleted too: nobody can tell what is in them. Raises InputError for a choice
-    that cannot be meant, StoreError when the store cannot be opened or a shard cannot be erased.
+    Running engines drop what they hold of it in host RAM, and are waited for `CONFIRM_S`. Set-aside files of damaged
+    shards are deleted too: nobody can tell what is in them. Raises InputError for a choice that cannot be meant,
+    StoreError when the store cannot be opened or a shard cannot be erased.
     """
     names = read_names(path)
     store = LmdbStore.attach(path)
@@ -100,9 +112,12 @@ def purge(
         families = choice.families(names, {record.key[:FAMILY_BYTES] for record in records})
         chosen = [record for record in records if _fits(record, families, choice)]
         aside = tuple(sorted(file.name for file in path.glob("shard-*.broken-*")))
-        erased = 0
+        erased, late = 0, []
         if not dry_run:
             _delete(store, chosen, progress)
+            late = _tell_engines(path, families, choice)
+            # What an engine was writing when it heard of it has come to disk since.
+            _delete(store, [record for record in store.scan() if _fits(record, families, choice)], lambda *_: None)
             erased = store.erase_deleted()
             for name in aside:
                 (path / name).unlink(missing_ok=True)
@@ -113,6 +128,7 @@ def purge(
             erased_bytes=erased,
             set_aside=aside,
             notices=tuple(store.notices),
+            late=tuple(late),
             dry_run=dry_run,
         )
     finally:
@@ -125,6 +141,21 @@ def _fits(record: Record, families: set[bytes], choice: Choice) -> bool:
         and (choice.salt is None or tenant_of(record.key) == tenant_digest(choice.salt))
         and (choice.before_ns is None or record.written_ns < choice.before_ns)
     )
+
+
+def _tell_engines(path: Path, families: set[bytes], choice: Choice) -> list[int]:
+    """Have running engines drop what is chosen from host RAM; the processes of those that did not say so in time."""
+    if not unconfirmed(path, ""):
+        return []
+    tenant = None if choice.salt is None else tenant_digest(choice.salt)
+    name = post(path, Notice(frozenset(families), tenant, choice.before_ns is not None))
+    give_up_s = time.monotonic() + CONFIRM_S
+    while late := unconfirmed(path, name):
+        if time.monotonic() > give_up_s:
+            return late  # the notice stays: they may carry it out yet
+        time.sleep(0.05)
+    withdraw(path, name)
+    return []
 
 
 def _delete(store: LmdbStore, records: list[Record], progress: Callable[[int, int], None]) -> None:

@@ -19,7 +19,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "purge",
         help="delete from the disk tier for good, by namespace, age, tenant or all",
         description="Delete frames and erase their bytes from the files. Several choices together mean what fits all "
-        "of them. Engines may be running: what they hold of it in host RAM goes too.",
+        "of them. Engines may be running: what they hold of it in host RAM goes too. Exit code: 0 done, 1 an engine "
+        "did not say in time that it dropped its part, 2 it could not be done.",
     )
     add_target(parser)
     parser.add_argument("--namespace", metavar="NAME", help="name, model or key family as `kvtier inspect` shows them")
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     stores: list[Path] = stores_of(args.target)
     done = [purge(store, choice, dry_run=args.dry_run, progress=progress("frames")) for store in stores]
     show(args, {"stores": [one.to_tree() for one in done]}, "\n".join(one.to_text() for one in done))
-    return 0
+    return 1 if any(one.late for one in done) else 0
 
 
 def _salt(given: str | None) -> str | None:

@@ -30,7 +30,7 @@ from kvtier.store.manifest import (
 from kvtier.store.private import keep_private
 
 LOCK = "kvtier-store.lock"
-OUR_NAMES = re.compile(r"kvtier-.*|shard-.*|format-.*|namespaces|lost\+found")
+OUR_NAMES = re.compile(r"kvtier-.*|shard-.*|format-.*|namespaces|purges|engines|lost\+found")
 _SHARD = re.compile(r"shard-(\d{4})\.lmdb")
 _BROKEN = re.compile(r"shard-\d{4}\.lmdb\.broken-.*")
 
