@@ -34,6 +34,7 @@ def _key(meaning: str, expects: str, **extra: str) -> msgspec.Meta:
 _SIZE = "bytes with a unit (64GiB, 500MB), a percentage (10%) or auto"
 _BURST = "bytes with a unit (64GiB, 500MB) or a percentage (20%), at most half of `disk.write_budget`"
 _TIME = "a time with a unit (500ms, 30s, 5m)"
+_TTL = "a time with a unit (12h, 30d), 0 or off"
 
 
 def _default_path() -> Path:
@@ -51,6 +52,17 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             _SIZE,
         ),
     ] = Size("auto")
+    ttl: Annotated[
+        Period,
+        _key(
+            "How long a chunk may stay in host RAM after it came there. `0` or `off` is for as long as it fits.", _TTL
+        ),
+    ] = Period("off")
+
+    @property
+    def ttl_s(self) -> float:
+        """Seconds a chunk may stay; 0 = no limit."""
+        return self.ttl.seconds
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,6 +85,14 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             _SIZE,
         ),
     ] = Size("auto")
+    ttl: Annotated[
+        Period,
+        _key(
+            "How long a chunk may stay on disk after it was written. Expired ones are deleted; `kvtier purge` erases "
+            "their bytes too. `0` or `off` is for as long as it fits.",
+            _TTL,
+        ),
+    ] = Period("off")
     write: Annotated[
         Literal["ahead", "evict_only"],
         _key(
@@ -169,6 +189,11 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if self.write_budget.n_bytes is None:
             return 0
         return self.write_burst.n_bytes or int(self.write_budget.n_bytes * (self.write_burst.percent or 0) / 100)
+
+    @property
+    def ttl_s(self) -> float:
+        """Seconds a chunk may stay; 0 = no limit."""
+        return self.ttl.seconds
 
     @property
     def write_behind_after_s(self) -> float:

@@ -83,10 +83,11 @@ def test_what_is_not_written_is_the_default(yaml_file, text):
 def test_the_defaults_are_these(home):
     assert Config().to_tree() == {
         "version": 1,
-        "host": {"capacity": "auto"},
+        "host": {"capacity": "auto", "ttl": "off"},
         "disk": {
             "path": f"{home}/.cache/kvtier",
             "capacity": "auto",
+            "ttl": "off",
             "write": "ahead",
             "admit": "all",
             "write_budget": "off",
@@ -251,8 +252,8 @@ PER_DAY = "expected bytes a day (500GB/day) or off"
 BURST = "expected bytes with a unit (64GiB, 500MB) or a percentage (20%), at most half of `disk.write_budget`"
 VERSION = "; this kvtier reads version 1: see CHANGELOG for what changed, or leave the key out"
 DISK = (
-    "path, capacity, write, admit, write_budget, write_burst, write_behind_after, sync_every, durability, codec, load, "
-    "min_tokens, promote_threads"
+    "path, capacity, ttl, write, admit, write_budget, write_burst, write_behind_after, sync_every, durability, codec, "
+    "load, min_tokens, promote_threads"
 )
 
 
@@ -263,7 +264,7 @@ DISK = (
         ("host: {capacity: 64}", f"`host.capacity` is 64: it has no unit: {SIZE}"),
         ("host: {capacity: 110%}", "`host.capacity`: '110%' is no share: expected more than 0% and at most 100%"),
         ("disk: {capacity: off}", f"`disk.capacity` is false: {SIZE}"),
-        ("host: 64GiB", "`host` is '64GiB': expected keys below it (capacity)"),
+        ("host: 64GiB", "`host` is '64GiB': expected keys below it (capacity, ttl)"),
         ("disk: [1]", f"`disk` is a list: expected keys below it ({DISK}), on or off"),
         ("disk: {admit: some}", f"`disk.admit`: 'some' admits nothing: {ADMIT}"),
         ("disk: {admit: 101%}", f"`disk.admit`: '101%' is no share: {ADMIT}"),

@@ -1,0 +1,128 @@
+"""Keeper: what has to go for another reason than lack of room. Purge notices and TTLs -> chunks forgotten in all tiers.
+
+One thread per engine, awake for microseconds a second. The scheduler thread is never kept waiting longer than a few
+dozen chunks take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from itertools import islice
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from kvtier.cache import TieredCache
+    from kvtier.purges import Listener, Notice
+    from kvtier.types import ChunkKey, Record
+
+EVERY_S = 1.0
+"""How soon a purge notice is heard of."""
+
+INSIST_S = 3.0
+"""How long chunks that are being copied are waited for before the next round tries again."""
+
+SWEEPS_PER_TTL = 20
+"""Expired chunks outlive their TTL by a twentieth of it at most, and by EVERY_S."""
+
+AT_ONCE = 32
+"""Chunks forgotten under one hold of the cache's lock; about 0.1 ms."""
+
+
+class Keeper:
+    """Forgets what expires or is purged. `start` once, `stop` once."""
+
+    def __init__(
+        self,
+        cache: TieredCache,
+        listener: Listener | None,
+        *,
+        host_ttl_s: float,
+        disk_ttl_s: float,
+        scan: Callable[[], Iterator[Record]],
+        catch_up: Callable[[], None],
+        report: Callable[[str], None],
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """Look after `cache`. A TTL of 0 is none.
+
+        `scan` lists what is on disk, shard by shard; `catch_up` makes the cache know what other processes did there.
+        `clock_ns` is the wall clock that frames are dated by. `report` prints one line for the operator.
+        """
+        self._cache = cache
+        self._listener = listener
+        self._host_ttl_s = host_ttl_s
+        self._disk_ttl_s = disk_ttl_s
+        self._scan = scan
+        self._catch_up = catch_up
+        self._report = report
+        self._clock_ns = clock_ns
+        self._next_sweep_s = 0.0
+        self._complained = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="kvtier-keeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; it is not in the store afterwards."""
+        self._stopping.set()
+        self._thread.join()
+        if self._listener is not None:
+            self._listener.close()
+
+    def round(self) -> None:
+        """Carry out what was asked since the last round. Keeper's thread; StoreError when the disk cannot be listed."""
+        for name, notice in self._listener.news() if self._listener is not None else ():
+            if self._purge(notice) and self._listener is not None:
+                self._listener.confirm(name)
+        if self._host_ttl_s:
+            self._forget(self._cache.host_keys(older_than_s=self._host_ttl_s))
+        if self._disk_ttl_s and time.monotonic() >= self._next_sweep_s:
+            self._next_sweep_s = time.monotonic() + self._disk_ttl_s / SWEEPS_PER_TTL
+            self._expire_disk()
+
+    def _purge(self, notice: Notice) -> bool:
+        """Whether nothing of what is purged is left in host RAM, or known to be on disk."""
+        self._catch_up()
+        keys = [key for key in self._cache.host_keys() if notice.fits(key)]
+        if notice.stored_only:
+            keys = [key for key in keys if not self._cache.is_only_in_host(key)]
+        return not self._forget(keys)
+
+    def _expire_disk(self) -> None:
+        """A shard's index takes about a millisecond; others have the processor in between."""
+        before_ns = self._clock_ns() - int(self._disk_ttl_s * 1e9)
+        expired = (record.key for record in self._scan() if record.written_ns < before_ns)
+        while keys := list(islice(expired, AT_ONCE)):
+            self._cache.forget_on_disk(keys)
+            if self._stopping.is_set():
+                return
+
+    def _forget(self, keys: Iterable[ChunkKey]) -> list[ChunkKey]:
+        """Drop `keys` from all tiers; those that are in use all the time."""
+        left = list(keys)
+        give_up_s = time.monotonic() + INSIST_S
+        while True:
+            busy: list[ChunkKey] = []
+            for start in range(0, len(left), AT_ONCE):
+                busy += self._cache.forget(left[start : start + AT_ONCE])
+            left = busy
+            if not left or time.monotonic() > give_up_s or self._stopping.wait(0.01):
+                return left
+
+    def _loop(self) -> None:
+        while not self._stopping.wait(EVERY_S):
+            try:
+                self.round()
+                self._complained = False
+            except Exception as error:  # noqa: BLE001 - of whatever kind: the next round tries again
+                if not self._complained:
+                    with contextlib.suppress(Exception):  # a log that cannot be written must not end the thread
+                        self._report(f"purges and TTLs cannot be carried out for now: {error}")
+                self._complained = True
