@@ -17,6 +17,7 @@ from kvtier.codec.raw import Raw
 from kvtier.codec.registry import codec_for
 from kvtier.epoch import NAMESPACES, Epoch
 from kvtier.errors import ConfigError, KvtierError, StoreError, StoreFormatError
+from kvtier.keeper import Keeper
 from kvtier.machine import DiskSpace
 from kvtier.observe.hitlog import HitLog
 from kvtier.observe.load import CopyRate
@@ -27,6 +28,7 @@ from kvtier.policy.gate import LoadGate
 from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import Slru
 from kvtier.prior import Prior
+from kvtier.purges import Listener
 from kvtier.sizing import check_disk_fits, disk_bytes
 from kvtier.store.beside import room_beside
 from kvtier.store.directory import OUR_NAMES
@@ -165,6 +167,9 @@ def build(
     if kvtier.recorder is not None:
         kvtier._on_stop.append(kvtier.recorder.close)  # noqa: SLF001 - this module is the class's constructor
 
+    followed = store if kvtier.cache.disk is not None else None
+    kvtier._on_stop.append(_start_keeper(config, kvtier.cache, followed, folder, report))  # noqa: SLF001 - as above
+
     usage = Usage(folder / NAMESPACES, namespace) if folder is not None else None
 
     def snapshot() -> tuple[Stats, Gauges]:
@@ -182,6 +187,30 @@ def build(
     log.start()
     kvtier._on_stop.append(log.stop)  # noqa: SLF001 - as above
     return kvtier
+
+
+def _start_keeper(
+    config: Config, cache: TieredCache, store: Follower | None, folder: Path | None, report: Callable[[str], None]
+) -> Callable[[], None]:
+    """Have purges and TTLs carried out, where there can be any; what ends it."""
+    listener = None
+    if folder is not None:
+        try:
+            listener = Listener(folder)
+        except OSError as error:
+            report(f"{folder}: a purge will not reach this engine's host RAM: {error.strerror}")
+    if listener is None and not config.host.ttl_s:
+        return _nothing
+    keeper = Keeper(
+        cache,
+        listener,
+        store=store,
+        host_ttl_s=config.host.ttl_s,
+        disk_ttl_s=config.disk.ttl_s if config.disk is not None else 0.0,
+        report=report,
+    )
+    keeper.start()
+    return keeper.stop
 
 
 def _open_recorder(config: Config, geometry: Geometry, report: Callable[[str], None]) -> TraceRecorder | None:

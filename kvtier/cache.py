@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from kvtier.backlog import CLEAN_SHARE, Backlog
+from kvtier.holdings import Holdings
 from kvtier.observe.rate import PrefillRate
 from kvtier.observe.stats import Gauges, Stats
 from kvtier.policy.gate import LoadGate
@@ -41,7 +42,7 @@ MAX_OFFLOAD_SCAN = 4096
 """The same for all that one call offloads; bounds the time the lock is held to about 0.5 ms."""
 
 
-class TieredCache:
+class TieredCache(Holdings):
     """Lookup, touch, spill, promote, evict over a host tier and, where there is one, a disk tier."""
 
     def __init__(
@@ -479,21 +480,3 @@ class TieredCache:
             self._backlog.used_again(chain, held_back[::-1])
             self._wake_spiller()
         chain.used.update(dict.fromkeys(keys))
-
-    def _forget_host(self, resident: Resident, failure: Miss | None = None) -> None:
-        self._promises.break_off(resident, failure)
-        self._backlog.remove(resident)
-        if not resident.detached:
-            self.host.drop(resident.key)
-
-    def _is_on_disk(self, key: ChunkKey) -> bool:
-        """Whether it can be read there; a frame not ready is being written, or left by a reader of a dropped chunk."""
-        frame = self.disk.get(key) if self.disk is not None else None
-        return frame is not None and frame.ready
-
-    def _forget_disk(self, key: ChunkKey) -> None:
-        """Drop a committed frame. One that is being written is dropped when that has ended: see `spilled`."""
-        frame = self.disk.get(key) if self.disk is not None else None
-        if self.disk is not None and frame is not None and frame.ready:
-            self.disk.drop(key)
-            self._delete_frame(frame.shard, key)

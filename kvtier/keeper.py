@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from kvtier.cache import TieredCache
     from kvtier.purges import Listener, Notice
-    from kvtier.types import ChunkKey, Record
+    from kvtier.tiers.follow import Follower
+    from kvtier.types import ChunkKey
 
 EVERY_S = 1.0
 """How soon a purge notice is heard of."""
@@ -40,24 +40,21 @@ class Keeper:
         cache: TieredCache,
         listener: Listener | None,
         *,
+        store: Follower | None,
         host_ttl_s: float,
         disk_ttl_s: float,
-        scan: Callable[[], Iterator[Record]],
-        catch_up: Callable[[], None],
         report: Callable[[str], None],
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """Look after `cache`. A TTL of 0 is none.
+        """Look after `cache` and the store of its disk tier. A TTL of 0 is none.
 
-        `scan` lists what is on disk, shard by shard; `catch_up` makes the cache know what other processes did there.
         `clock_ns` is the wall clock that frames are dated by. `report` prints one line for the operator.
         """
         self._cache = cache
         self._listener = listener
         self._host_ttl_s = host_ttl_s
         self._disk_ttl_s = disk_ttl_s
-        self._scan = scan
-        self._catch_up = catch_up
+        self._store = store
         self._report = report
         self._clock_ns = clock_ns
         self._next_sweep_s = 0.0
@@ -83,38 +80,39 @@ class Keeper:
                 self._listener.confirm(name)
         if self._host_ttl_s:
             self._forget(self._cache.host_keys(older_than_s=self._host_ttl_s))
-        if self._disk_ttl_s and time.monotonic() >= self._next_sweep_s:
+        if self._disk_ttl_s and self._store is not None and time.monotonic() >= self._next_sweep_s:
             self._next_sweep_s = time.monotonic() + self._disk_ttl_s / SWEEPS_PER_TTL
             self._expire_disk()
 
     def _purge(self, notice: Notice) -> bool:
-        """Whether nothing of what is purged is left in host RAM, or known to be on disk."""
-        self._catch_up()
+        """Drop what is purged; whether nothing of it is left in host RAM, or thought to be on disk."""
+        if self._store is not None:
+            self._store.catch_up()
         keys = [key for key in self._cache.host_keys() if notice.fits(key)]
-        if notice.stored_only:
-            keys = [key for key in keys if not self._cache.is_only_in_host(key)]
-        return not self._forget(keys)
+        return self._forget(keys, only_deleted=notice.only_deleted)
 
     def _expire_disk(self) -> None:
-        """A shard's index takes about a millisecond; others have the processor in between."""
+        """Shard by shard: listing one takes about a millisecond, and others have the processor in between."""
+        assert self._store is not None
         before_ns = self._clock_ns() - int(self._disk_ttl_s * 1e9)
-        expired = (record.key for record in self._scan() if record.written_ns < before_ns)
-        while keys := list(islice(expired, AT_ONCE)):
-            self._cache.forget_on_disk(keys)
-            if self._stopping.is_set():
+        for shard in range(self._store.n_shards):
+            expired = self._store.written_before(shard, before_ns)
+            for start in range(0, len(expired), AT_ONCE):
+                self._cache.forget_on_disk(expired[start : start + AT_ONCE])
+            if self._stopping.wait(0.001):
                 return
 
-    def _forget(self, keys: Iterable[ChunkKey]) -> list[ChunkKey]:
-        """Drop `keys` from all tiers; those that are in use all the time."""
+    def _forget(self, keys: Iterable[ChunkKey], *, only_deleted: bool = False) -> bool:
+        """Drop `keys` from host memory; False when some are in use all the time."""
         left = list(keys)
         give_up_s = time.monotonic() + INSIST_S
         while True:
             busy: list[ChunkKey] = []
             for start in range(0, len(left), AT_ONCE):
-                busy += self._cache.forget(left[start : start + AT_ONCE])
+                busy += self._cache.forget_in_host(left[start : start + AT_ONCE], only_deleted=only_deleted)
             left = busy
             if not left or time.monotonic() > give_up_s or self._stopping.wait(0.01):
-                return left
+                return not left
 
     def _loop(self) -> None:
         while not self._stopping.wait(EVERY_S):

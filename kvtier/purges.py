@@ -32,7 +32,7 @@ class Notice(NamedTuple):
 
     families: frozenset[bytes]
     tenant: bytes | None
-    stored_only: bool  # of what is in host RAM only what is on disk too, because the choice was made by age on disk
+    only_deleted: bool  # from host RAM only what has gone from disk: the choice was made by the age of frames
 
     def fits(self, key: ChunkKey) -> bool:
         """Whether `key` is one of them."""
@@ -50,7 +50,7 @@ def post(folder: Path, notice: Notice) -> str:
     tree = {
         "families": sorted(family.hex() for family in notice.families),
         "tenant": None if notice.tenant is None else notice.tenant.hex(),
-        "stored_only": notice.stored_only,
+        "only_deleted": notice.only_deleted,
     }
     replace_file(folder / NOTICES / name, json.dumps(tree).encode())
     return name
@@ -118,7 +118,7 @@ def _parse(file: Path) -> Notice:
         tree = json.loads(content.read(_MAX_FILE_BYTES))
     families = frozenset(bytes.fromhex(family) for family in tree["families"])
     tenant = None if tree["tenant"] is None else bytes.fromhex(tree["tenant"])
-    return Notice(families, tenant, tree["stored_only"] is True)
+    return Notice(families, tenant, tree["only_deleted"] is True)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -34,6 +34,10 @@ class Store(Protocol):
         """Every frame, any order, without reading payloads. Called once, before any write."""
         ...
 
+    def written_before(self, shard: int, before_ns: int) -> list[ChunkKey]:
+        """Keys of the frames in `shard` that were written before `before_ns`, from the index alone. At any time."""
+        ...
+
     def write(self, shard: int, puts: Sequence[tuple[ChunkKey, memoryview]], deletes: Sequence[ChunkKey]) -> None:
         """Apply deletes, then puts, to one shard.
 

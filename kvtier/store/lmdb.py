@@ -178,6 +178,10 @@ class LmdbStore:
         for number, shard in enumerate(self._shards):
             yield from shard.records(number)
 
+    def written_before(self, shard: int, before_ns: int) -> list[ChunkKey]:
+        """Keys of the frames in `shard` that were written before `before_ns`; its whole index is read, about 1 ms."""
+        return self._shards[shard].written_before(before_ns)
+
     def is_behind(self, shard: int) -> bool:
         """Whether other processes changed `shard` since its last `news`, or since `scan` read it."""
         return self._shards[shard].is_behind()

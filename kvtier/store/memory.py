@@ -68,6 +68,11 @@ class MemoryStore:
             for key, (frame, written_ns) in list(kept.items()):
                 yield Record(key, shard, len(frame), written_ns)
 
+    def written_before(self, shard: int, before_ns: int) -> list[ChunkKey]:
+        """As the protocol says."""
+        with self._lock:
+            return [key for key, kept in self._shards[shard].items() if kept.written_ns < before_ns]
+
     def write(self, shard: int, puts: Sequence[tuple[ChunkKey, memoryview]], deletes: Sequence[ChunkKey]) -> None:
         """Apply deletes, then puts; StoreFullError applies the deletes alone."""
         kept = self._shards[shard]

@@ -114,6 +114,15 @@ class Shard:
         except (lmdb.Error, OSError, struct.error) as error:
             raise StoreError(explain(self.path, "has an index that cannot be read", error)) from error
 
+    def written_before(self, before_ns: int) -> list[ChunkKey]:
+        """Keys of frames written before; others' writes stay news."""
+        try:
+            self._check_file()
+            with self._env.begin() as txn, txn.cursor(db=self._index) as cursor:
+                return [ChunkKey(key) for key, entry in cursor.iternext() if unpack(entry)[1] < before_ns]
+        except (lmdb.Error, OSError, struct.error) as error:
+            raise StoreError(explain(self.path, "has an index that cannot be read", error)) from error
+
     def is_behind(self) -> bool:
         """Whether others have written since `records` or `news`."""
         try:

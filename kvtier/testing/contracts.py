@@ -131,6 +131,14 @@ class StoreContract:
             put(store, shard, {key_of(1): frame_of(shard, 100)})
         assert sorted(record.shard for record in store.scan()) == [0, 1]
 
+    def test_frames_are_found_by_their_age(self, store: Store) -> None:
+        put(store, 0, {key_of(1): frame_of(1, 100), key_of(2): frame_of(2, 100)})
+        between_ns = time.time_ns()
+        put(store, 0, {key_of(2): frame_of(2, 50), key_of(3): frame_of(3, 100)})
+        assert store.written_before(0, between_ns) == [key_of(1)]
+        assert store.written_before(0, 0) == []
+        assert sorted(store.written_before(0, time.time_ns() + 1)) == sorted(map(key_of, (1, 2, 3)))
+
     def test_frames_up_to_the_stated_bytes_fit(self, store: Store) -> None:
         n_frames = store.shard_bytes // store.frame_cost(100_000)
         for n in range(n_frames):

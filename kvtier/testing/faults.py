@@ -84,6 +84,12 @@ class FaultyStore:
         yield from self.inner.scan()
         self._leave(fault)
 
+    def written_before(self, shard: int, before_ns: int) -> list[ChunkKey]:
+        fault = self._enter("scan")
+        keys = self.inner.written_before(shard, before_ns)
+        self._leave(fault)
+        return keys
+
     def write(self, shard: int, puts: Sequence[tuple[ChunkKey, memoryview]], deletes: Sequence[ChunkKey]) -> None:
         fault = self._enter("write")
         if fault is None or not fault.lost:

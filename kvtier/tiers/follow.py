@@ -147,6 +147,10 @@ class Follower:
         """As the store's. Following begins with what this gives."""
         return self._store.scan()
 
+    def written_before(self, shard: int, before_ns: int) -> list[ChunkKey]:
+        """As the store's."""
+        return self._store.written_before(shard, before_ns)
+
     def write(self, shard: int, puts: Sequence[tuple[ChunkKey, memoryview]], deletes: Sequence[ChunkKey]) -> None:
         """As the store's; then tells the index what others did to this shard."""
         with self._locks[shard]:

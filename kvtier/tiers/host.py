@@ -104,6 +104,10 @@ class HostTier:
             self._free.append(resident.slot)
             resident.slot = -1
 
+    def keys(self) -> list[ChunkKey]:
+        """The chunks of all residents, in the order in which they came."""
+        return list(self._residents)
+
     def residents(self) -> Iterator[Resident]:
         """All residents, any order."""
         return iter(self._residents.values())

@@ -129,6 +129,9 @@ class Journal:
     def frame_cost(self, n_bytes: int) -> int:
         return self._inner.frame_cost(n_bytes)
 
+    def written_before(self, shard: int, before_ns: int) -> list[ChunkKey]:
+        return self._inner.written_before(shard, before_ns)
+
     def scan(self) -> Iterator[Record]:
         records = list(self._inner.scan())
         self._note(b"".join(_note(SCANNED, r.shard, r.key) for r in records) + _note(END, 0, b""))

@@ -12,7 +12,7 @@ from kvtier.purges import ENGINES, NOTICES, Listener, Notice, post, unconfirmed,
 from kvtier.types import ChunkKey
 
 FAMILY = b"family-8"
-EVERYTHING = Notice(frozenset({FAMILY}), None, stored_only=False)
+EVERYTHING = Notice(frozenset({FAMILY}), None, only_deleted=False)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def key(family: bytes = FAMILY, tenant: bytes = NO_TENANT) -> ChunkKey:
 
 def test_a_notice_arrives_as_it_was_posted(folder: Path) -> None:
     engine = Listener(folder)
-    notice = Notice(frozenset({FAMILY, b"another8"}), tenant_digest("a"), stored_only=True)
+    notice = Notice(frozenset({FAMILY, b"another8"}), tenant_digest("a"), only_deleted=True)
     name = post(folder, notice)
     assert engine.news() == [(name, notice)]
     engine.close()
@@ -69,7 +69,7 @@ def test_a_withdrawn_notice_is_news_to_nobody(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", '{"families": ["xy"]}', '{"families": 7, "tenant": null, "stored_only": false}']
+    "content", ["", "{", '{"families": ["xy"]}', '{"families": 7, "tenant": null, "only_deleted": false}']
 )
 def test_a_damaged_notice_is_left_alone(content: str, folder: Path) -> None:
     (folder / NOTICES).mkdir()
