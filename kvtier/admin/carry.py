@@ -17,6 +17,7 @@ from kvtier.admin.directory import Named, read_names
 from kvtier.admin.purge import Choice
 from kvtier.admin.verify import MAX_CHUNK_BYTES
 from kvtier.codec.frame import frame_bound, open_into, seal_into, verify_frame
+from kvtier.codec.guard import PLAIN, Guard
 from kvtier.codec.registry import codec_by_id
 from kvtier.epoch import NAMESPACES, Epoch
 from kvtier.errors import FrameError, InputError, StoreFullError
@@ -99,11 +100,14 @@ def export(
         store.close()
 
 
-def import_(path: Path, source: IO[bytes], *, progress: Callable[[int, int], None] = lambda *_: None) -> Carried:
+def import_(
+    path: Path, source: IO[bytes], *, guard: Guard = PLAIN, progress: Callable[[int, int], None] = lambda *_: None
+) -> Carried:
     """Put the frames that `source` holds into the store at `path`, as this namespace's current epoch there.
 
     Engines may be running; those of the namespace find the frames at their next start, or when they next look for what
-    others wrote. Raises InputError when `source` is no export or is cut short; what came before the cut stays.
+    others wrote. Raises InputError when `source` is no export, is cut short or needs another key than `guard`'s; what
+    came before that stays.
     """
     header = _read_header(source)
     namespace = Namespace(header["namespace"])
@@ -128,7 +132,7 @@ def import_(path: Path, source: IO[bytes], *, progress: Callable[[int, int], Non
             if key in there:
                 done.present += 1
                 continue
-            frame = _as(key, entry)
+            frame = _as(key, entry, guard, done.file)
             if frame is None:
                 done.bad += 1
             elif _put(store, room, key, frame):
@@ -205,21 +209,26 @@ def _exactly(source: IO[bytes], n_bytes: int) -> bytes:
     return content
 
 
-def _as(key: ChunkKey, entry: _Entry) -> memoryview | None:
+def _as(key: ChunkKey, entry: _Entry, guard: Guard, file: str) -> memoryview | None:
     """The frame under its key in the target, which has another family when its epoch is another; None if unsound."""
     try:
         header = verify_frame(entry.frame)
         if header.raw_bytes > MAX_CHUNK_BYTES:
             return None
+        chosen = next((one for one in (guard, PLAIN) if one.flags == header.flags), None)
+        if chosen is None:
+            raise InputError(
+                f"{file}: its frames are under a key; name a YAML whose `integrity` or `encryption` has it"
+            )
         chunk = memoryview(bytearray(header.raw_bytes))
-        open_into(entry.frame, chunk, key=entry.key)
+        open_into(entry.frame, chunk, key=entry.key, guard=chosen)
     except FrameError:
         return None
     if key == entry.key:
         return entry.frame
     codec = codec_by_id(header.codec_id)
-    frame = memoryview(bytearray(frame_bound(len(chunk), codec)))
-    return frame[: seal_into(chunk, frame, key=key, codec=codec)]
+    frame = memoryview(bytearray(frame_bound(len(chunk), codec, chosen)))
+    return frame[: seal_into(chunk, frame, key=key, codec=codec, guard=chosen)]
 
 
 def _put(store: LmdbStore, room: list[int], key: ChunkKey, frame: memoryview) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvtier import config as configuration
-from kvtier.cli.target import add_target, directory_of, progress, show
+from kvtier.cli.target import add_target, directory_of, guard_of, progress, show
 from kvtier.config import Config
 from kvtier.errors import ConfigError, InputError
 from kvtier.machine import DiskSpace
@@ -33,13 +33,13 @@ def run(args: argparse.Namespace) -> int:
     """Import and print."""
     from kvtier.admin.carry import import_  # noqa: PLC0415 - imports lmdb and the codecs
 
-    store = _store_for(args.target)
+    store, guard = _store_for(args.target), guard_of(args.target)
     try:
         if str(args.file) == "-":
-            done = import_(store, sys.stdin.buffer, progress=progress("frames"))
+            done = import_(store, sys.stdin.buffer, guard=guard, progress=progress("frames"))
         else:
             with args.file.open("rb") as source:
-                done = import_(store, source, progress=progress("frames"))
+                done = import_(store, source, guard=guard, progress=progress("frames"))
     except OSError as error:
         raise InputError(f"{args.file}: cannot be read: {error.strerror}") from error
     show(args, done.to_tree(), done.to_text("brought in"))

@@ -13,12 +13,16 @@ from kvtier.admin.carry import MAGIC, export, import_
 from kvtier.admin.inspect import examine
 from kvtier.admin.verify import verify
 from kvtier.cli.main import main
-from kvtier.codec.frame import open_into
+from kvtier.codec.frame import frame_bound, open_into, seal_into
+from kvtier.codec.guard import Hmac
+from kvtier.codec.guards import guarded
 from kvtier.errors import InputError
 from kvtier.keys import tenant_digest
 from kvtier.store.lmdb import LmdbStore
 from kvtier.types import ChunkKey
-from tests.rigs.cache_dir import CHUNK_BYTES, LLAMA, QWEN, CacheDir, chunk
+from tests.rigs.cache_dir import CHUNK_BYTES, CODEC, LLAMA, QWEN, CacheDir, chunk
+
+HMAC = Hmac(bytes(range(32)))
 
 
 @pytest.fixture
@@ -75,6 +79,34 @@ def test_in_another_epoch_frames_are_sealed_anew_under_its_keys(source: CacheDir
     assert target.name(LLAMA).name == "2"
     assert contents(target)[target.key(3, epoch="2")] == chunk(3)
     assert verify(target.path).frames == 10
+
+
+def guarded_source(tmp_path: Path) -> CacheDir:
+    """One frame under a key, of the namespace that has the key's name."""
+    cache = CacheDir(tmp_path / "guarded")
+    namespace = guarded(LLAMA, HMAC)
+    cache.name(namespace)
+    key = cache.key(1, namespace)
+    room = memoryview(bytearray(frame_bound(CHUNK_BYTES, CODEC, HMAC)))
+    n_bytes = seal_into(memoryview(chunk(1)), room, key=key, codec=CODEC, guard=HMAC)
+    store = LmdbStore.attach(cache.path)
+    store.write(0, [(key, room[:n_bytes])], [])
+    store.close()
+    return cache
+
+
+def test_frames_under_a_key_arrive_where_the_key_is_given(tmp_path: Path, target: CacheDir) -> None:
+    target.name(guarded(LLAMA, HMAC)).bump()
+    done = import_(target.path, io.BytesIO(exported(guarded_source(tmp_path))), guard=HMAC)
+    assert (done.frames, done.bad) == (1, 0)
+    found = verify(target.path, guard=HMAC)
+    assert (found.frames, found.locked) == (1, 0)
+
+
+def test_frames_under_a_key_that_is_not_given_are_refused_with_the_remedy(tmp_path: Path, target: CacheDir) -> None:
+    with pytest.raises(InputError, match="name a YAML whose `integrity` or `encryption` has it"):
+        import_(target.path, io.BytesIO(exported(guarded_source(tmp_path))))
+    assert target.present() == set()
 
 
 def test_a_second_import_brings_nothing_new(source: CacheDir, target: CacheDir) -> None:
