@@ -199,14 +199,14 @@ def _start_keeper(
             listener = Listener(folder)
         except OSError as error:
             report(f"{folder}: a purge will not reach this engine's host RAM: {error.strerror}")
-    if listener is None and not config.host.ttl_s:
+    if listener is None and not config.host.ttl.seconds:
         return _nothing
     keeper = Keeper(
         cache,
         listener,
         store=store,
-        host_ttl_s=config.host.ttl_s,
-        disk_ttl_s=config.disk.ttl_s if config.disk is not None else 0.0,
+        host_ttl_s=config.host.ttl.seconds,
+        disk_ttl_s=config.disk.ttl.seconds if config.disk is not None else 0.0,
         report=report,
     )
     keeper.start()

@@ -59,11 +59,6 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         ),
     ] = Period("off")
 
-    @property
-    def ttl_s(self) -> float:
-        """Seconds a chunk may stay; 0 = no limit."""
-        return self.ttl.seconds
-
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The compressed tier on NVMe."""
@@ -189,11 +184,6 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if self.write_budget.n_bytes is None:
             return 0
         return self.write_burst.n_bytes or int(self.write_budget.n_bytes * (self.write_burst.percent or 0) / 100)
-
-    @property
-    def ttl_s(self) -> float:
-        """Seconds a chunk may stay; 0 = no limit."""
-        return self.ttl.seconds
 
     @property
     def write_behind_after_s(self) -> float:
