@@ -154,6 +154,7 @@ def examine(
         errors=(),
         warnings=(),
     )
+    _attempt(errors, lambda: _read_key(config))
     if report.host:
         _attempt(errors, lambda: sizing.check_host_fits(config, machine))
     if report.disk and disk:
@@ -167,6 +168,13 @@ def examine(
         *filter(None, [allow_list.excluded()]),
     ]
     return replace(report, errors=tuple(errors), warnings=tuple(warnings))
+
+
+def _read_key(config: Config) -> None:
+    if config.integrity.hmac_key_file is not None or config.encryption.key_file is not None:
+        from kvtier.codec.guards import guard_for  # noqa: PLC0415 - imports the codecs
+
+        guard_for(config)
 
 
 def _attempt(errors: list[str], size: Callable[[], _T]) -> _T | None:

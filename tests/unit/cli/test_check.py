@@ -85,6 +85,12 @@ def test_warnings_end_with_0_and_with_1_when_strict(call, roomy):
     assert codes == [0, 1]
 
 
+def test_a_key_file_that_is_not_there_ends_with_2_and_the_remedy(call, roomy):
+    code, out, _ = call(SMALL + "encryption: {key_file: absent.key}\n")
+    assert code == 2
+    assert "absent.key cannot be read: No such file or directory; make one with" in out
+
+
 def test_what_does_not_fit_ends_with_2_and_the_rest_is_still_shown(call, roomy):
     code, out, _ = call("host: {capacity: 50GiB}\ndisk: {capacity: 300MiB}")
     assert code == 2
