@@ -128,7 +128,10 @@ class Traffic:
         """Promote or spill, or both, without end."""
         if loads:
             frames = list(self._disk.frames())
-            self._endless = itertools.cycle(frames[: len(frames) // 2])  # the other half is what spills replace
+            again = frames[: len(frames) // 2]  # the other half is what spills replace
+            for frame in again:
+                frame.pins += 1
+            self._endless = itertools.cycle(again)
             for frame in itertools.islice(self._endless, PROMOTIONS_QUEUED):
                 self._submit(frame, next(self._promote_slots))
         if spills:
@@ -173,9 +176,7 @@ class Traffic:
     def promoted(self, job: Promotion, failure: Miss | None) -> None:
         """See `Work`."""
         with self._done:
-            job.frame.pins -= (
-                self._endless is None
-            )  # else it stays: a spill must not evict what is read again and again
+            job.frame.pins -= 1
             self._promoted += 1
             if failure is not None:
                 self.failures.append(f"chunk {job.frame.key.hex()} could not be read: {failure.name}")

@@ -44,8 +44,9 @@ SPILL_BUFFER_BYTES = 64 << 20
 IDLE_AFTER_S = 0.25
 """Without a call from the engine for so long, it counts as idle."""
 
+PROMOTE_NICENESS = 5
 SPILL_NICENESS = 10
-"""Scheduling niceness of the spill thread on Linux: spare cycles first."""
+"""Scheduling niceness of the threads on Linux: whatever the engine's scheduler thread leaves. ADR 0004."""
 
 STOP_TIMEOUT_S = 5.0
 
@@ -149,6 +150,7 @@ class Mover:
     # ---- up ---------------------------------------------------------------------------------------------------------
 
     def _promote_loop(self) -> None:
+        _step_back(PROMOTE_NICENESS)
         while True:
             job = self._promotions.get()
             if job is None or self._stopping:
@@ -211,9 +213,7 @@ class Mover:
     # ---- down -------------------------------------------------------------------------------------------------------
 
     def _spill_loop(self) -> None:
-        if hasattr(os, "setpriority"):
-            with contextlib.suppress(OSError):  # a container may forbid it; then the thread competes as an equal
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), SPILL_NICENESS)
+        _step_back(SPILL_NICENESS)
         while not self._stopping:
             try:
                 busy = self._spill_round()
@@ -337,3 +337,10 @@ class Mover:
     def _the_work(self) -> Work:
         assert self._work is not None
         return self._work
+
+
+def _step_back(niceness: int) -> None:
+    """Let the calling thread run behind others, where the system knows priorities of threads."""
+    if hasattr(os, "setpriority"):
+        with contextlib.suppress(OSError):  # a container may forbid it; then the thread competes as an equal
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
