@@ -101,16 +101,19 @@ def build(
     *,
     report: Callable[[str], None],
     emit: Callable[[str], None],
+    n_ready_slots: int | None = None,
     make_cache: Callable[..., TieredCache] = TieredCache,
 ) -> Kvtier:
     """Open the tiers of one engine over its host pool and start the threads.
 
     A disk tier that cannot be opened is left out with one line to `report`; the engine runs without. Engines with the
-    same disk directory share it and its capacity. `emit` gets the hit-rate log lines. `make_cache` takes TieredCache's
-    arguments. Called once, on the engine's main thread; may take as long as reading the store's index.
+    same disk directory share it and its capacity. `emit` gets the hit-rate log lines. With `n_ready_slots` the rest of
+    the pool is not touched before `TieredCache.grow_host`. `make_cache` takes TieredCache's arguments. Called once, on
+    the engine's main thread; may take as long as reading the store's index.
     """
     slots = pool if isinstance(pool, Slots) else Slots(pool, geometry.chunk_bytes)
-    host = HostTier(slots.n, geometry.chunk_bytes, Slru(slots.n))
+    n_slots = slots.n if n_ready_slots is None else min(n_ready_slots, slots.n)
+    host = HostTier(n_slots, geometry.chunk_bytes, Slru(n_slots))
     store: Follower | None = None
     folder: Path | None = None
     guard = PLAIN

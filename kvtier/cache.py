@@ -15,6 +15,7 @@ from kvtier.observe.rate import PrefillRate
 from kvtier.observe.stats import Gauges, Stats
 from kvtier.policy.gate import LoadGate
 from kvtier.residency import Chain, Offload, Placement, Promises, Promotion, Resident, State
+from kvtier.tiers.host import MAX_OFFLOAD_SCAN, MAX_PROMOTE_SCAN
 from kvtier.types import Lookup, Miss, Source
 
 if TYPE_CHECKING:
@@ -33,13 +34,6 @@ QUARANTINE_STEPS = 16
 
 PROMISE_STEPS = 256
 """Engine steps after which promises of a request that is not looked up any more are taken back."""
-
-MAX_PROMOTE_SCAN = 256
-"""Residents looked at to find a slot for one promotion. The ones in use sit near the hot end, so a handful is the rule.
-A walk looks for as many slots as its chain has chunks on disk."""
-
-MAX_OFFLOAD_SCAN = 4096
-"""The same for all that one call offloads; bounds the time the lock is held to about 0.5 ms."""
 
 
 class TieredCache(Holdings):
@@ -94,7 +88,6 @@ class TieredCache(Holdings):
         self._quarantine: list[tuple[int, Resident]] = []
         self._step = 0
         self._n_promoting = 0
-        self._max_promised = int(host.n_slots * PINNED_SHARE)
         self._ready_for_restart = ready_for_restart
 
     # ---- scheduler thread -------------------------------------------------------------------------------------------
@@ -260,6 +253,11 @@ class TieredCache(Holdings):
             if self.disk is not None:
                 self.disk.set_family(family)
 
+    def grow_host(self, n_slots: int) -> None:
+        """The first `n_slots` of the host pool may be used from now on."""
+        with self._lock:
+            self.host.grow(n_slots)
+
     def count_request(self, chain: Chain, asked: int, device: int, host: int, disk: int) -> None:
         """A request was admitted: tokens `asked`, and those of them that each source had."""
         with self._lock:
@@ -420,7 +418,8 @@ class TieredCache(Holdings):
             self.stats.gated_requests += chain.may_promote == 0
         if not chain.may_promote and not probe:
             return self._miss(chain, key, Miss.GATE)
-        if self._promises.n_residents >= self._max_promised or not self._make_room(chain, 1, MAX_PROMOTE_SCAN):
+        pinned = self._promises.n_residents >= int(self.host.n_slots * PINNED_SHARE)
+        if pinned or not self._make_room(chain, 1, MAX_PROMOTE_SCAN):
             return self._miss(chain, key, Miss.GATE)
         resident = self.host.place(key, State.PROMOTING, 0.0)
         frame.pins += 1

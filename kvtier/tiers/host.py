@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from kvtier.policy.slru import Slru
     from kvtier.types import ChunkKey
 
+MAX_PROMOTE_SCAN = 256
+"""Residents looked at to find a slot for one promotion. The ones in use sit near the hot end, so a handful is the rule.
+A walk looks for as many slots as its chain has chunks on disk."""
+
+MAX_OFFLOAD_SCAN = 4096
+"""The same for all that one call offloads; bounds the time the lock is held to about 0.5 ms."""
+
 MAX_CLEAN_SCAN = 32
 """How far past enough victims to look for clean ones, which cost nothing to evict."""
 
@@ -80,6 +87,12 @@ class HostTier:
                 if len(clean) + len(dirty) == n:
                     to_look_at = min(to_look_at, MAX_CLEAN_SCAN)
         return (clean + dirty)[:n]
+
+    def grow(self, n_slots: int) -> None:
+        """Own slots 0..n_slots-1 from now on; not fewer than before."""
+        self._free[:0] = range(n_slots - 1, self.n_slots - 1, -1)
+        self.n_slots = max(n_slots, self.n_slots)
+        self.policy.resize(self.n_slots)
 
     def place(self, key: ChunkKey, state: State, now_s: float) -> Resident:
         """Put an absent chunk into a free slot; there must be one."""

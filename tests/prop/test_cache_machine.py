@@ -85,6 +85,11 @@ class CacheMachine(RuleBasedStateMachine):
             budget=Purse(budget) if budget is not None else None,
         )
 
+    @precondition(lambda self: self.host.n_slots < 12)
+    @rule()
+    def grow(self) -> None:
+        self.cache.grow_host(self.host.n_slots + 1)
+
     @property
     def family(self) -> bytes:
         return b"family%02d" % self.generation

@@ -129,6 +129,8 @@ class KVTierConnector(OffloadingConnector):
         report = connector_output.kv_connector_worker_meta
         if isinstance(report, KVTierWorkerMetadata) and report.transfer_stats.load.bytes:
             self.manager.onloads_done(report.transfer_stats.load, max(report.completed_jobs.values()))
+        if getattr(report, "ready_slots", None):
+            self.manager.pool_grew(report.ready_slots)
         for job_id in getattr(report, "failed_jobs", ()):
             job = self.scheduler._jobs.get(job_id)  # noqa: SLF001
             status = self.scheduler._req_status.get(job.req_id) if job is not None else None  # noqa: SLF001

@@ -26,6 +26,7 @@ from kvtier.engines.vllm.metadata import ImpossibleLoadSpec
 from kvtier.engines.vllm.metrics import to_connector_stats
 from kvtier.engines.vllm.namespace import build_namespace
 from kvtier.engines.vllm.settings import settle
+from kvtier.engines.vllm.warm import first_slots
 from kvtier.keys import FAMILY_BYTES, NO_ADAPTER, NO_TENANT
 from kvtier.observe.stats import Stats
 from kvtier.types import ChunkKey, Geometry, Lookup, Source
@@ -75,10 +76,12 @@ class _Request:
 class KVTierManager(OffloadingManager):
     """One per engine. See vLLM's OffloadingManager for who calls what when."""
 
-    def __init__(self, kvtier: build.Kvtier, tokens_per_chunk: int) -> None:
+    def __init__(self, kvtier: build.Kvtier, tokens_per_chunk: int, *, n_workers: int = 1) -> None:
         self._kvtier = kvtier
         self._cache = kvtier.cache
         self._tokens_per_chunk = tokens_per_chunk
+        self._n_workers = n_workers
+        self._ready_slots: dict[int, int] = {}  # by worker
         self._requests: dict[str, _Request] = {}
         self._owners: dict[str, bytes] = {}  # request id -> adapter and tenant, from connector to on_new_request
         self._failed: set[ChunkKey] = set()  # chunks whose copy a worker reported as failed
@@ -103,8 +106,10 @@ class KVTierManager(OffloadingManager):
                 build_namespace(vllm_config, spec.config, spec.kv_bytes_per_chunk),
                 report=lambda line: _LOG.warning("kvtier: %s", line),
                 emit=_LOG.info,
+                n_ready_slots=first_slots(spec.num_chunks, spec.kv_bytes_per_chunk),
             ),
             geometry.tokens_per_chunk,
+            n_workers=spec.config.parallel.world_size,
         )
 
     # ---- vLLM's interface -------------------------------------------------------------------------------------------
@@ -262,6 +267,13 @@ class KVTierManager(OffloadingManager):
     def mark_failed(self, keys: Collection[bytes], req_context: ReqContext) -> None:
         """A worker reported that copying these chunks failed; their completion is still to come."""
         self._failed.update(self._keys(self._request(req_context), keys))
+
+    @_fenced(lambda: None)
+    def pool_grew(self, ready_slots: dict[int, int]) -> None:
+        """Workers reported how many slots of the pool they have made ready; what all have may be used."""
+        self._ready_slots |= ready_slots
+        if len(self._ready_slots) == self._n_workers:
+            self._cache.grow_host(min(self._ready_slots.values()))
 
     def note_engine_error(self, where: str) -> None:
         """Count an error at the engine's door, and log the first."""

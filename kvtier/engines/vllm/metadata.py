@@ -1,4 +1,6 @@
-"""What scheduler and workers tell each other beyond vLLM's own messages: loads and stores that failed."""
+"""What scheduler and workers tell each other beyond vLLM's own messages: loads and stores that failed, and how much
+of the host pool is ready.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,10 @@ class ImpossibleLoadSpec(CPULoadStoreSpec):
 
 @dataclass
 class KVTierWorkerMetadata(OffloadingWorkerMetadata):
-    """Completed jobs of one worker, and which of them failed."""
+    """Completed jobs of one worker, which of them failed, and how much of the host pool it has made ready."""
 
     failed_jobs: set[int] = field(default_factory=set)
+    ready_slots: dict[int, int] = field(default_factory=dict)  # by worker; empty when nothing has changed
 
     def aggregate(self, other: Any) -> KVTierWorkerMetadata:
         """Sum two workers' reports: a job failed if it failed on any of them."""
@@ -29,4 +32,5 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
             completed_jobs=merged.completed_jobs,
             transfer_stats=merged.transfer_stats,
             failed_jobs=self.failed_jobs | getattr(other, "failed_jobs", set()),
+            ready_slots=self.ready_slots | getattr(other, "ready_slots", {}),
         )

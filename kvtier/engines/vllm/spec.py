@@ -10,14 +10,18 @@ from vllm.platforms import current_platform
 from vllm.v1.kv_offload.cpu.gpu_worker import CPUOffloadingWorker
 from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
 
+from kvtier.engines.vllm import compat
 from kvtier.engines.vllm.host_worker import HostWorker
 from kvtier.engines.vllm.manager import KVTierManager
 from kvtier.engines.vllm.metrics import build_definitions
 from kvtier.engines.vllm.region import map_pool, open_region, unpinned
+from kvtier.engines.vllm.warm import Pin, Populate, Warmer
 from kvtier.errors import ConfigError
 from kvtier.machine import Machine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vllm.config import VllmConfig
     from vllm.v1.kv_offload.base import (
         CanonicalKVCaches,
@@ -37,6 +41,8 @@ class KVTierSpec(CPUOffloadingSpec):
 
     _manager: OffloadingManager | None
     _worker: OffloadingWorker | None
+    warmer: Warmer | None = None
+    """Of a worker: what makes the pool's pages usable."""
 
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
@@ -68,25 +74,40 @@ class KVTierSpec(CPUOffloadingSpec):
                 f"host.capacity: {self.extra_config['cpu_bytes_to_use']} bytes do not hold one chunk of "
                 f"{self.kv_bytes_per_chunk} bytes; raise host.capacity or lower chunk.tokens"
             )
-        region = open_region(
-            self.config.engine_id,
-            num_chunks=self.num_chunks,
-            rank=0 if self.replicated_layout else self.config.parallel.rank,
-            bytes_per_chunk=self.kv_bytes_per_chunk,
-            page_bytes=self.cpu_page_size_per_worker,
-        )
-        try:
-            if current_platform.is_cpu():
-                return HostWorker(kv_caches, self.blocks_per_chunk, region)
-            worker = CPUOffloadingWorker(
-                kv_caches=kv_caches,
-                blocks_per_chunk=self.blocks_per_chunk,
-                num_cpu_chunks=self.num_chunks,
-                mmap_region=region,
+        with compat.lazy_region():
+            region = open_region(
+                self.config.engine_id,
+                num_chunks=self.num_chunks,
+                rank=0 if self.replicated_layout else self.config.parallel.rank,
+                bytes_per_chunk=self.kv_bytes_per_chunk,
+                page_bytes=self.cpu_page_size_per_worker,
             )
+        try:
+            populate = Populate(region, self.cpu_page_size_per_worker)
+            if current_platform.is_cpu():
+                self._warm(populate)
+                return HostWorker(kv_caches, self.blocks_per_chunk, region)
+            pin = Pin(region, populate, kv_caches.tensors[0].tensor.device)
+            with compat.lazy_region(lambda _: self._warm(pin)):
+                worker = CPUOffloadingWorker(
+                    kv_caches=kv_caches,
+                    blocks_per_chunk=self.blocks_per_chunk,
+                    num_cpu_chunks=self.num_chunks,
+                    mmap_region=region,
+                )
             if not region.is_pinned:
                 _LOG.warning("kvtier: %s", unpinned(Machine.here(), region.total_size_bytes))
         except Exception:
+            if self.warmer is not None:
+                self.warmer.stop()
             region.cleanup()
             raise
         return worker
+
+    def _warm(self, prepare: Callable[[int, int], None]) -> None:
+        """Make the pool usable: its first piece now, the others while the engine serves."""
+        self.warmer = Warmer(
+            self.num_chunks, self.kv_bytes_per_chunk, prepare, lambda line: _LOG.warning("kvtier: %s", line)
+        )
+        self.warmer.begin()
+        self.warmer.go_on()

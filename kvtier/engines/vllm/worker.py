@@ -76,6 +76,7 @@ class KVTierConnectorWorker(OffloadingConnectorWorker):
         super().__init__(spec, vllm_config, kv_cache_config)
         self._connector_worker_meta = KVTierWorkerMetadata()
         self._failed_requests: set[str] = set()
+        self._told_ready = 0
 
     def _init_worker(self, kv_caches: Any) -> None:
         self.worker = FailSoftWorker(self.spec.get_worker(kv_caches))
@@ -99,14 +100,21 @@ class KVTierConnectorWorker(OffloadingConnectorWorker):
         return failed
 
     def build_connector_worker_meta(self) -> KVTierWorkerMetadata | None:
-        """Completed and failed jobs since the last call."""
+        """Completed and failed jobs, and what became ready of the pool, since the last call."""
         meta = self._connector_worker_meta
-        if not meta.completed_jobs:
+        warmer = getattr(self.spec, "warmer", None)
+        if warmer is not None and warmer.n_ready != self._told_ready:
+            self._told_ready = warmer.n_ready
+            meta.ready_slots = {self.spec.config.parallel.rank: self._told_ready}
+        if not meta.completed_jobs and not meta.ready_slots:
             return None
         self._connector_worker_meta = KVTierWorkerMetadata()
         return meta
 
     def shutdown(self) -> None:
-        """As vLLM's."""
+        """As vLLM's, once nobody makes pages of the pool any more."""
+        warmer = getattr(self.spec, "warmer", None)
+        if warmer is not None:
+            warmer.stop()
         super().shutdown()
         self._connector_worker_meta = KVTierWorkerMetadata()

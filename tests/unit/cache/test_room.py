@@ -107,3 +107,13 @@ def test_a_chunk_offered_twice_in_one_call_takes_one_slot():
     offload = rig.cache.begin_offload(rig.cache.open_chain(), keys("aba"))
     assert names(offload.keys) == "ab"
     assert rig.host.n_free == 2
+
+
+def test_a_pool_that_grows_takes_what_it_had_no_room_for():
+    rig = Rig(2)
+    chain = rig.cache.open_chain()
+    assert rig.offload(chain, "abcd") == "ab"
+    rig.cache.grow_host(4)
+    assert rig.offload(chain, "cd") == "cd"
+    assert rig.stats.host_evicted_chunks == 0
+    rig.cache.check()

@@ -98,3 +98,20 @@ def test_releasing_a_chunk_that_is_still_in_the_tier_keeps_its_slot():
     host = full(1)
     host.release(resident(host, 0))
     assert host.n_free == 0
+
+
+def test_a_pool_that_grows_hands_out_its_new_slots_last():
+    host = full(3)
+    host.evict(resident(host, 0))
+    host.grow(5)
+    assert [host.place(key(n), State.READY, 0.0).slot for n in range(10, 13)] == [0, 3, 4]
+    assert host.n_free == 0
+    assert host.capacity_bytes == 500
+    host.check()
+
+
+def test_a_pool_never_shrinks():
+    host = full(3)
+    host.grow(2)
+    assert host.n_slots == 3
+    host.check()

@@ -74,3 +74,24 @@ def test_a_failed_load_is_not_found_again(vllm: Vllm) -> None:
     vllm.manager.mark_failed([b"a"], vllm.request("reads"))
     vllm.manager.complete_load([b"a"], vllm.request("reads"))
     assert vllm.manager.lookup(b"a", vllm.request("reads")) is LookupResult.MISS
+
+
+def test_the_pool_is_as_large_as_all_workers_have_made_ready():
+    kvtier = build(
+        config.parse({"disk": "off"}),
+        Geometry(CHUNK_BYTES, 16, "bfloat16"),
+        memoryview(bytearray(8 * CHUNK_BYTES)),
+        Namespace({}),
+        report=lambda _: None,
+        emit=lambda _: None,
+        n_ready_slots=2,
+    )
+    manager = KVTierManager(kvtier, 16, n_workers=2)
+    assert kvtier.cache.host.n_slots == 2
+    manager.pool_grew({0: 8})
+    assert kvtier.cache.host.n_slots == 2
+    manager.pool_grew({1: 5})
+    assert kvtier.cache.host.n_slots == 5
+    manager.pool_grew({1: 8})
+    assert kvtier.cache.host.n_slots == 8
+    kvtier.stop()
