@@ -3,13 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-from vllm.v1.kv_offload.cpu import gpu_worker, shared_offload_region
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 TESTED = ("0.32",)
 """vLLM minors whose real engine ran kvtier's end-to-end tests."""
@@ -28,28 +21,6 @@ def region_id(engine_id: str) -> str:
 def region_path(engine_id: str) -> str:
     """Where SharedOffloadRegion then looks for the file that workers and scheduler map."""
     return _REGION_PATH.format(region_id=region_id(engine_id))
-
-
-@contextmanager
-def lazy_region(pin: Callable[[Any], None] = lambda _: None) -> Iterator[None]:
-    """What vLLM builds inside makes no pages of the pool, and calls `pin` with the region instead of pinning it all.
-
-    A vLLM that has these functions under other names does both at once as ever.
-    """
-    ours = (
-        (shared_offload_region, "_get_populate_write_fn", lambda _: lambda *_: None),
-        (gpu_worker, "pin_mmap_region", pin),
-    )
-    theirs = [(module, name, getattr(module, name, None)) for module, name, _ in ours]
-    try:
-        for (module, name, replacement), (_, _, original) in zip(ours, theirs, strict=True):
-            if original is not None:
-                setattr(module, name, replacement)
-        yield
-    finally:
-        for module, name, original in theirs:
-            if original is not None:
-                setattr(module, name, original)
 
 
 def version_warning(version: str) -> str | None:

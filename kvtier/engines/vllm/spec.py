@@ -10,12 +10,11 @@ from vllm.platforms import current_platform
 from vllm.v1.kv_offload.cpu.gpu_worker import CPUOffloadingWorker
 from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
 
-from kvtier.engines.vllm import compat
 from kvtier.engines.vllm.host_worker import HostWorker
 from kvtier.engines.vllm.manager import KVTierManager
 from kvtier.engines.vllm.metrics import build_definitions
 from kvtier.engines.vllm.region import map_pool, open_region, unpinned
-from kvtier.engines.vllm.warm import Pin, Populate, Warmer
+from kvtier.engines.vllm.warm import Pin, Populate, Warmer, lazy_region
 from kvtier.errors import ConfigError
 from kvtier.machine import Machine
 
@@ -74,7 +73,7 @@ class KVTierSpec(CPUOffloadingSpec):
                 f"host.capacity: {self.extra_config['cpu_bytes_to_use']} bytes do not hold one chunk of "
                 f"{self.kv_bytes_per_chunk} bytes; raise host.capacity or lower chunk.tokens"
             )
-        with compat.lazy_region():
+        with lazy_region():
             region = open_region(
                 self.config.engine_id,
                 num_chunks=self.num_chunks,
@@ -88,13 +87,15 @@ class KVTierSpec(CPUOffloadingSpec):
                 self._warm(populate)
                 return HostWorker(kv_caches, self.blocks_per_chunk, region)
             pin = Pin(region, populate, kv_caches.tensors[0].tensor.device)
-            with compat.lazy_region(lambda _: self._warm(pin)):
+            with lazy_region(lambda _: self._warm(pin)):
                 worker = CPUOffloadingWorker(
                     kv_caches=kv_caches,
                     blocks_per_chunk=self.blocks_per_chunk,
                     num_cpu_chunks=self.num_chunks,
                     mmap_region=region,
                 )
+            if self.warmer is None:  # vLLM had no use for our way of pinning, or pinned everything itself
+                self._warm(populate)
             if not region.is_pinned:
                 _LOG.warning("kvtier: %s", unpinned(Machine.here(), region.total_size_bytes))
         except Exception:

@@ -12,14 +12,15 @@ import ctypes
 import errno
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from vllm.platforms import current_platform
+from vllm.v1.kv_offload.cpu import gpu_worker, shared_offload_region
 from vllm.v1.kv_offload.cpu.host_register import host_register
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import torch
     from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
@@ -34,6 +35,28 @@ NICENESS = 10
 _MADV_POPULATE_WRITE = 23
 _PAGE_BYTES = 4096
 _STOP_TIMEOUT_S = 5.0
+
+
+@contextlib.contextmanager
+def lazy_region(pin: Callable[[Any], None] = lambda _: None) -> Iterator[None]:
+    """What vLLM builds inside makes no pages of the pool, and calls `pin` with the region instead of pinning it all.
+
+    A vLLM that has these functions under other names does both at once as ever.
+    """
+    ours = (
+        (shared_offload_region, "_get_populate_write_fn", lambda _: lambda *_: None),
+        (gpu_worker, "pin_mmap_region", pin),
+    )
+    theirs = [(module, name, getattr(module, name, None)) for module, name, _ in ours]
+    try:
+        for (module, name, replacement), (_, _, original) in zip(ours, theirs, strict=True):
+            if original is not None:
+                setattr(module, name, replacement)
+        yield
+    finally:
+        for module, name, original in theirs:
+            if original is not None:
+                setattr(module, name, original)
 
 
 def first_slots(n_slots: int, slot_bytes: int) -> int:

@@ -89,7 +89,7 @@ def test_reports_of_several_workers_are_kept_apart():
 
 
 def test_pages_of_the_pool_are_made_when_their_piece_is_and_not_before():
-    with compat.lazy_region():
+    with warm.lazy_region():
         region = open_region(
             f"test-{os.getpid()}", num_chunks=8, rank=0, bytes_per_chunk=SLOT_BYTES, page_bytes=SLOT_BYTES
         )
@@ -106,6 +106,6 @@ def test_pages_of_the_pool_are_made_when_their_piece_is_and_not_before():
 
 def test_what_is_patched_for_a_lazy_region_is_as_before_afterwards():
     before = gpu_worker.pin_mmap_region
-    with compat.lazy_region():
+    with warm.lazy_region():
         assert gpu_worker.pin_mmap_region is not before
     assert gpu_worker.pin_mmap_region is before
