@@ -296,14 +296,6 @@ def test_a_smaller_capacity_holds_from_the_next_start_on(tmp_path: Path):
     second.cache.check()
 
 
-def test_a_larger_capacity_keeps_all_that_is_there(tmp_path: Path):
-    first = Engine(tmp_path / "kv", disk={"capacity": "32MiB"})
-    first.spilled(range(50))
-    first.stop()
-    second = Engine(tmp_path / "kv", disk={"capacity": "64MiB"})
-    assert second.request(range(16)) == [Source.DISK] * 16
-
-
 def test_with_evict_only_nothing_is_written_behind(tmp_path: Path):
     engine = Engine(tmp_path / "kv", disk={"write": "evict_only"})
     engine.request(range(8))
