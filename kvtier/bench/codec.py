@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 
@@ -25,6 +26,7 @@ _MAX_BYTES = 32 << 20
 
 def run(conditions: Conditions) -> Iterator[Result]:
     """bf16, as most models keep their KV, under `codec.*`; all of a capture besides, as `codec.DTYPE.TOKENS.*`."""
+    conditions.note("codec: GB/s are of KV in each second of this thread's processor time")
     captured = kv.captures(conditions.sample)
     main = max((data for data in captured if data.dtype == "bfloat16"), key=lambda data: data.chunk_bytes, default=None)
     main = main or kv.synthetic(conditions.chunk_bytes, 16)
@@ -66,6 +68,7 @@ def _measure(name: str, data: KvData, conditions: Conditions) -> Iterator[Result
             "memcpy": memcpy(data.chunk_bytes),
         },
         n_rounds,
+        clock=time.thread_time,
     )
     n_bytes = len(chunks) * data.chunk_bytes
     against = {"zstd1": n_bytes / sum(map(len, payloads)), "entropy_of_bytes": entropy_bound(chunks, data.dtype)}
