@@ -99,10 +99,12 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("backends", nargs="*", choices=["file", "kvtier"], default=[])
+    parser.add_argument("backends", nargs="*", metavar="file|kvtier")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--speed", action="store_true", help="GB/s of both, over the pages that `file` left in DIR")
     options = parser.parse_args()
+    if unknown := set(options.backends) - {"file", "kvtier"}:
+        parser.error(f"no such backend: {', '.join(sorted(unknown))}")
     options.out.mkdir(parents=True, exist_ok=True)
     for backend in options.backends:
         (options.out / f"{backend}.json").write_text(json.dumps(measure(backend, options.out)))
