@@ -75,7 +75,7 @@ def tree(folder: Path | None, **changes: Any) -> dict[str, Any]:
         "log": {"every": "1s"},
     }
     for section, values in changes.items():
-        config[section] = values if values is None else {**(config[section] or {}), **values}
+        config[section] = values if values is None else {**(config.get(section) or {}), **values}
     return config
 
 
