@@ -1,9 +1,10 @@
-"""The load gate on a real engine: plain vLLM and vLLM with kvtier in turns, on a throttled disk and on one that is not.
+"""The load gate on a real engine: plain vLLM and vLLM with kvtier in pairs, on a throttled disk and on one that is not.
 
-python -m tools.gate_bench [--json] [--rounds N]
+python -m tools.gate_bench [--json] [--pairs N]
 
-Both engines run side by side on the demo model and answer the same prompts one at a time; what is timed is one whole
-request of one output token after the device's cache was dropped. The two take turns in going first.
+One prompt at a time, one output token, after the device's cache was dropped. In a pair both engines answer the same
+prompt, and pairs take turns in who goes first. Each prompt is filled once and measured once, and host RAM is smaller
+than two of them, so nothing that is measured comes from host RAM.
 """
 
 from __future__ import annotations
@@ -13,76 +14,110 @@ import json
 import statistics
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from time import perf_counter
 
 from integration.vllm.conftest import CHUNK, TAIL, prompts, tree
 from integration.vllm.engine import Engine, wait_for_frames
 from tools.make_model import ensure_model
 
-N_PROMPTS = 5
 N_CHUNKS = 10
-SLOW_S = 0.3
-"""Before every read from disk. Two threads read, so a prompt takes at least five of these, 1.5 s."""
+HOST = "40MiB"
+"""14 chunks of the demo model: one prompt, and not two."""
 
-TIMEOUT_S = 60.0
+N_FLUSH = 2
+"""Prompts after the fill that nobody asks for again: what was filled last is in host RAM no longer."""
+
+SLOW_S = 2.0
+"""Before every read from disk. Six threads read, so a prompt takes two of these, 4 s; to compute it takes about one."""
+
+BOUND = {"VLLM_CPU_OMP_THREADS_BIND": "1"}
+"""Both engines compute on the same core, one after the other; the benchmark and transfer threads have the other."""
+
+N_FIND_OUT = 3
+"""Requests after the disk became slow that are counted apart. The quartiles of three are the least and the largest."""
+
+Question = Sequence[int]
+Row = dict[str, float]
 
 
-def timed(engine: Engine, prompt: list[int]) -> float:
-    """Seconds of one request that finds nothing on the device."""
+def timed(engine: Engine, question: Question) -> tuple[float, int]:
+    """Seconds of one request that finds nothing on the device, and the tokens it did not have to compute."""
     engine.drop_device_cache()
-    began_s = time.perf_counter()
-    engine.generate([prompt], max_tokens=1)
-    return time.perf_counter() - began_s
+    began_s = perf_counter()
+    output = engine.generate([question], max_tokens=1)[0]
+    return perf_counter() - began_s, output.cached
 
 
-def compare(plain: Engine, with_kvtier: Engine, questions: list[list[int]], n_rounds: int) -> dict[str, float]:
-    """Medians over all requests, and of the ratio in each pair, with its quartiles."""
-    plain_s, kvtier_s = [], []
-    for n, question in enumerate(questions * n_rounds):
+def compare(plain: Engine, with_kvtier: Engine, questions: Sequence[Question], *, recomputes: bool = False) -> Row:
+    """One pair for each question: medians, and quartiles of the ratios. `recomputes`: AssertionError if any is loaded.
+
+    `itself` is of plain vLLM's requests, each to the one before: what the machine's noise makes of a ratio that is 1.
+    """
+    plain_s, kvtier_s, cached = [], [], []
+    for n, question in enumerate(questions):
         if n % 2:
-            plain_s.append(timed(plain, question))
-        kvtier_s.append(timed(with_kvtier, question))
+            plain_s.append(timed(plain, question)[0])
+        seconds, n_tokens = timed(with_kvtier, question)
+        assert n_tokens == 0 or not recomputes, f"pair {n}: {n_tokens} tokens were loaded"
+        kvtier_s.append(seconds)
+        cached.append(n_tokens)
         if not n % 2:
-            plain_s.append(timed(plain, question))
-    ratios = [ours / theirs for ours, theirs in zip(kvtier_s, plain_s, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    return {
-        "pairs": len(ratios),
+            plain_s.append(timed(plain, question)[0])
+    row = {
+        "pairs": len(questions),
+        "loaded": statistics.fmean(cached) / (N_CHUNKS * CHUNK),
         "plain_s": statistics.median(plain_s),
         "kvtier_s": statistics.median(kvtier_s),
-        "ratio": middle,
-        "low": low,
-        "high": high,
     }
+    row |= quartiles("ratio", [ours / theirs for ours, theirs in zip(kvtier_s, plain_s, strict=True)])
+    if len(plain_s) > 2:
+        row |= quartiles("itself", [after / before for before, after in pairwise(plain_s)])
+    return row
 
 
-def run(n_rounds: int) -> dict[str, dict[str, float]]:
-    """All rows; the one that counts, on a slow disk, has `n_rounds` of all prompts."""
+def quartiles(name: str, values: list[float]) -> Row:
+    """`name` and its quartiles; of one value, three times that value."""
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {name: middle, f"{name}_low": low, f"{name}_high": high}
+
+
+def run(n_pairs: int) -> dict[str, Row]:
+    """All rows; the one that counts, recomputing beside a slow disk, has `n_pairs`."""
     model = ensure_model(quiet=True)
-    questions = prompts(N_PROMPTS, n_tokens=N_CHUNKS * CHUNK + TAIL, vocabulary=40000)
-    rows: dict[str, dict[str, float]] = {}
+    n_fast, n_always = max(2, n_pairs // 3), max(2, n_pairs // 6)
+    questions = prompts(n_fast + N_FIND_OUT + n_pairs + N_FLUSH, n_tokens=N_CHUNKS * CHUNK + TAIL, vocabulary=40000)
+    fast, found_out, slow = (
+        questions[:n_fast],
+        questions[n_fast : n_fast + N_FIND_OUT],
+        questions[n_fast + N_FIND_OUT : -N_FLUSH],
+    )
+    rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as name:
-        folder, delay = Path(name), Path(name) / "delay"
+        folder, disk, delay = Path(name), Path(name) / "disk", Path(name) / "delay"
         delay.write_text("0")
-        env = {"KVTIER_TEST_READ_DELAY": str(delay)}
-        with Engine(model, folder / "plain.log") as plain:
-            for load in ("auto", "always"):
-                disk = folder / load
-                config = tree(disk, disk={"load": load, "capacity": "512MiB", "sync_every": "100ms"})
-                with Engine(model, folder / "kvtier.log", kvtier=config, env=env) as engine:
-                    for question in questions:
-                        timed(engine, question)
-                    wait_for_frames(disk, N_PROMPTS * N_CHUNKS)
-                    if load == "auto":
-                        rows["fast disk"] = compare(plain, engine, questions, 2)
-                    delay.write_text(str(SLOW_S))
-                    if load == "auto":
-                        rows["slow disk, request that finds out"] = compare(plain, engine, questions[:1], 1)
-                        rows["slow disk"] = compare(plain, engine, questions, n_rounds)
-                    else:
-                        rows["slow disk, load: always"] = compare(plain, engine, questions, 1)
-                    delay.write_text("0")
+
+        def kvtier(load: str) -> Engine:
+            config = tree(disk, host={"capacity": HOST}, disk={"load": load, "capacity": "4GiB", "sync_every": "100ms"})
+            return Engine(model, folder / "log", kvtier=config, env=BOUND | {"KVTIER_TEST_READ_DELAY": str(delay)})
+
+        with Engine(model, folder / "plain.log", env=BOUND) as plain:
+            timed(plain, questions[-1])
+            with kvtier("auto") as engine:
+                for n, question in enumerate(questions, 1):
+                    timed(engine, question)
+                    wait_for_frames(disk, n * N_CHUNKS)
+                rows["fast disk"] = compare(plain, engine, fast)
+                delay.write_text(str(SLOW_S))
+                rows["slow disk, the first three requests"] = compare(plain, engine, found_out)
+                rows["slow disk, the requests after it"] = compare(plain, engine, slow, recomputes=True)
+            delay.write_text("0")
+            with kvtier("always") as engine:
+                timed(engine, questions[-1])
+                delay.write_text(str(SLOW_S))
+                rows["slow disk, `load: always`"] = compare(plain, engine, slow[:n_always])
     return rows
 
 
@@ -90,17 +125,19 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=20)
     args = parser.parse_args()
-    rows = run(args.rounds)
+    rows = run(args.pairs)
     if args.json:
         print(json.dumps(rows))
         return 0
-    print("| | pairs | plain vLLM | with kvtier | ratio in a pair, median | quartiles |\n|---|---|---|---|---|---|")
+    print("| | pairs | loaded | plain vLLM | with kvtier | ratio in a pair, median | quartiles | plain beside itself |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, row in rows.items():
+        noise = f"{row['itself_low']:.3f} to {row['itself_high']:.3f}" if "itself" in row else ""
         print(
-            f"| {name} | {row['pairs']:.0f} | {row['plain_s']:.3f} s | {row['kvtier_s']:.3f} s | {row['ratio']:.3f} | "
-            f"{row['low']:.3f} to {row['high']:.3f} |"
+            f"| {name} | {row['pairs']:.0f} | {row['loaded']:.0%} | {row['plain_s']:.3f} s | {row['kvtier_s']:.3f} s | "
+            f"{row['ratio']:.3f} | {row['ratio_low']:.3f} to {row['ratio_high']:.3f} | {noise} |"
         )
     return 0
 

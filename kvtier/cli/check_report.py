@@ -20,6 +20,13 @@ _LARGE_CHUNK_BYTES: Final = 16 << 20
 _FEW_CHUNKS: Final = 16
 _HOST_PER_DEVICE: Final = 3
 
+_LOAD: Final = {
+    "auto": "from disk only while that is measured to be faster than computing",
+    "always": "whatever is on disk, however long it takes",
+    "never": "nothing from disk; the tier is only written",
+    "min_tokens": "from disk if a request could find {n:,} tokens or more there",
+}
+
 _T = TypeVar("_T")
 
 
@@ -119,6 +126,7 @@ class Report:
             after = f" after {disk.write_behind_after}" if disk.write == "ahead" else ""
             plain = "" if disk.codec == "raw" or self.chunk_bytes is None else "; tokens are counted uncompressed"
             yield "disk", f"write {disk.write}{after}, sync every {disk.sync_every}, codec {disk.codec}{plain}"
+            yield "load", f"{disk.load}: {_LOAD[disk.load].format(n=disk.min_tokens or 0)}"
 
     def _findings(self) -> list[tuple[str, str]]:
         return [("error", text) for text in self.errors] + [("warning", text) for text in self.warnings]

@@ -75,6 +75,19 @@ def test_relative_paths_are_shown_resolved(call, roomy, tmp_path):
     assert f"{tmp_path}/kv (ext4, 800 GiB free)" in call(SMALL)[1]
 
 
+@pytest.mark.parametrize(
+    ("load", "line"),
+    [
+        ("auto", "auto: from disk only while that is measured to be faster than computing"),
+        ("always", "always: whatever is on disk, however long it takes"),
+        ("never", "never: nothing from disk; the tier is only written"),
+        ("min_tokens, min_tokens: 2048", "min_tokens: from disk if a request could find 2,048 tokens or more there"),
+    ],
+)
+def test_one_line_says_when_the_disk_is_read(call, roomy, load, line):
+    assert f"\nload  {line}\n" in call(SMALL.replace("path: kv", f"path: kv, load: {load}"))[1]
+
+
 def test_without_a_file_the_defaults_are_checked(roomy, capsys):
     assert main(["check"]) == 0
     assert capsys.readouterr().out.startswith("the defaults on this machine\n")
