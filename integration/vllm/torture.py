@@ -30,7 +30,7 @@ def killed_vllm(setting: Setting) -> Iterator[Row]:
     shm = set(Path("/dev/shm").glob("vllm_offload_*"))
     config = tree(folder / "disk", host=HOST, disk=DISK)
     with timed(row):
-        for n in range(setting.n(20, 1)):
+        for n in range(setting.n(setting.server_kills, 1)):
             setting.tell(f"kill {n}")
             before = set(frames_on_disk(folder / "disk")) if (folder / "disk").exists() else set()
             _serve_and_kill(row, Engine(model, folder / f"log{n}", kvtier=config, **TINY), questions, answers, rng)

@@ -1,6 +1,6 @@
 """`make torture`: every kind of fault against the real cache; a table of what was injected and what became of it.
 
-    python -m tests.torture [--seed N] [--short] [--only NAME ...] [--json] [--folder DIR]
+    python -m tests.torture [--seed N] [--short] [--server-kills N] [--only NAME ...] [--json] [--folder DIR]
 
 Exit status 1 when a promise was broken.
 """
@@ -23,6 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="torture", description="Inject faults into kvtier and show what happens.")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="the same seed, the same faults")
     parser.add_argument("--short", action="store_true", help="a fraction of the faults, in about a minute")
+    parser.add_argument("--server-kills", type=int, default=20, metavar="N", help="of a real vLLM engine (20)")
     parser.add_argument("--only", nargs="+", choices=sorted(SCENARIOS), help="these scenarios alone")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--folder", type=Path, help="where the stores lie (default: a temporary directory)")
@@ -33,7 +34,7 @@ def main() -> int:
         for name in asked.only or SCENARIOS:
             place = Path(folder, name)
             place.mkdir(mode=0o700)
-            for row in SCENARIOS[name](Setting(asked.seed, place, asked.short, _progress(name))):
+            for row in SCENARIOS[name](Setting(asked.seed, place, asked.short, _progress(name), asked.server_kills)):
                 rows.append(row)
                 _progress(name)(f"{row.fault}: {'BROKEN' if row.violations else row.skipped or 'kept'}")
     print("\r\033[K" if sys.stderr.isatty() else "", end="", file=sys.stderr)

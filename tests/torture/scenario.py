@@ -46,6 +46,7 @@ class Setting:
     folder: Path  # empty, for this scenario alone
     short: bool  # a fraction of the faults, for a test suite
     tell: Callable[[str], None] = lambda _: None  # progress
+    server_kills: int = 20  # of a real vLLM engine; seven seconds each
 
     def rng(self, name: str) -> random.Random:
         return random.Random(f"{self.seed}/{name}")
