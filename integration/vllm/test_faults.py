@@ -44,7 +44,8 @@ def rewrite_frames(disk: Path, change: object) -> int:
             lengths = {bytes(v): bytes(txn.get(k, db=index)) for k, v in old}
             for key, value in change(old):  # type: ignore[operator]
                 txn.put(key, value, db=frames)
-                txn.put(key, lengths.get(value) or txn.get(key, db=index), db=index)
+                entry = lengths.get(value) or txn.get(key, db=index)
+                txn.put(key, entry[:16], db=index)  # without the page of the frame that was there before
                 n_changed += 1
         env.close()
     return n_changed
