@@ -87,7 +87,7 @@ class Keeper:
     def _purge(self, notice: Notice) -> bool:
         """Drop what is purged; whether nothing of it is left in host RAM, or thought to be on disk."""
         if self._store is not None:
-            self._store.catch_up()
+            self._store.catch_up(wait_s=INSIST_S)
         keys = [key for key in self._cache.host_keys() if notice.fits(key)]
         return self._forget(keys, only_deleted=notice.only_deleted)
 

@@ -110,17 +110,24 @@ class Follower:
             self._thread.join(5.0)
         return not self._thread.is_alive()
 
-    def catch_up(self) -> None:
+    def catch_up(self, *, wait_s: float = 0.0) -> None:
         """Tell the index all that is new. Any thread; StoreError when a shard cannot be read.
 
-        Leaves out a shard that is being written at the moment: the writer does it.
+        Leaves out a shard that is being written or told of at the moment: whoever does that does it. With `wait_s` it
+        waits for them, and StoreError says that one took longer: what was new before the call is known after it.
         """
         for shard, lock in enumerate(self._locks):
-            if self._store.is_behind(shard) and lock.acquire(blocking=False):
-                try:
+            if not wait_s and not self._store.is_behind(shard):
+                continue
+            if not lock.acquire(timeout=wait_s):
+                if wait_s:
+                    raise StoreError(f"shard {shard} is being written for {wait_s:.0f} s and more")
+                continue
+            try:
+                if self._store.is_behind(shard):
                     self._tell(shard)
-                finally:
-                    lock.release()
+            finally:
+                lock.release()
 
     # ---- Store ------------------------------------------------------------------------------------------------------
 
