@@ -32,6 +32,8 @@ def measure_speed(out: Path) -> dict[str, dict[str, float]]:
     """
     sglang_on_cpu.register()
     files = sorted(out.glob("file-disk/*.bin"))[:N_PAGES]
+    if not files:
+        raise SystemExit(f"{out}: no pages there; run `compare file --out {out}` first")
     pages = [torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.bfloat16) for file in files]
     return {
         name: _measure(storage, out / f"speed-{name}", pages)
