@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from kvtier import config as configuration
+from kvtier.cli.arguments import count, size
 from kvtier.cli.check_report import Report, examine
 from kvtier.config import Config
 from kvtier.errors import ConfigError
 from kvtier.kvshape import KV_DTYPES
 from kvtier.sizing import DiskSpace, KvShape, Machine, Unknown
-from kvtier.units import parse_bytes
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -38,11 +37,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         metavar="DTYPE",
         help=f"as given to the engine: {', '.join(KV_DTYPES)}",
     )
-    parser.add_argument("--tensor-parallel-size", type=_count, default=1, metavar="N", help="as given to the engine")
+    parser.add_argument("--tensor-parallel-size", type=count, default=1, metavar="N", help="as given to the engine")
     parser.add_argument(
-        "--block-size", type=_count, default=16, metavar="N", help="the engine's block in tokens (16; vLLM on CPU: 128)"
+        "--block-size", type=count, default=16, metavar="N", help="the engine's block in tokens (16; vLLM on CPU: 128)"
     )
-    parser.add_argument("--device-cache", type=_size, metavar="SIZE", help="the engine's KV cache, for example 20GiB")
+    parser.add_argument("--device-cache", type=size, metavar="SIZE", help="the engine's KV cache, for example 20GiB")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when there are warnings")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
@@ -83,16 +82,3 @@ def _examine(args: argparse.Namespace) -> Report:
 
 def _name(args: argparse.Namespace) -> str:
     return str(args.file) if args.file else "the defaults"
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least 1")
-    return int(text)
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kvtier.cli.arguments import size
 from kvtier.errors import ConfigError, KvtierError
 from kvtier.kvshape import KV_DTYPES
-from kvtier.units import parse_bytes
 
 _GPUS = ("h100", "h200", "a100-80", "l40s", "l4", "rtx4090")
 _FORMATS = ("mooncake", "qwen", "kvtier", "prompts")
@@ -134,10 +134,10 @@ def _add_hardware(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--prefill", type=_rates, metavar="RATE@TOKENS,...", help="measured tokens/s at a prompt length, once or more"
     )
-    group.add_argument("--device-cache", type=_size, metavar="SIZE", help="KV cache on all GPUs (from --gpu)")
-    group.add_argument("--ram", type=_size, metavar="SIZE", help="most RAM for the host tier (half of this machine's)")
+    group.add_argument("--device-cache", type=size, metavar="SIZE", help="KV cache on all GPUs (from --gpu)")
+    group.add_argument("--ram", type=size, metavar="SIZE", help="most RAM for the host tier (half of this machine's)")
     group.add_argument("--pcie", type=_positive, metavar="GB/S", help="host to device, all GPUs together (from --gpu)")
-    group.add_argument("--disk", type=_size, metavar="SIZE", help="most disk for the disk tier; 0B for none")
+    group.add_argument("--disk", type=size, metavar="SIZE", help="most disk for the disk tier; 0B for none")
     group.add_argument("--disk-read", type=_positive, metavar="GB/S", help="the drive, reading")
     group.add_argument("--disk-write", type=_positive, metavar="GB/S", help="the drive, writing")
     group.add_argument("--probe", type=Path, metavar="DIR", help="measure the disk under DIR (512 MiB) and memory here")
@@ -152,7 +152,7 @@ def _add_prices(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--years", type=_positive, default=3.0, metavar="N", help="until bought things are written off (3)"
     )
-    group.add_argument("--tbw", type=_size, metavar="SIZE", help="what the drive may be written in its life, as 7PB")
+    group.add_argument("--tbw", type=size, metavar="SIZE", help="what the drive may be written in its life, as 7PB")
     group.add_argument("--hours-per-day", type=_hours, default=24.0, metavar="N", help="of this load (24)")
 
 
@@ -204,10 +204,3 @@ def _parameters(text: str) -> float:
 
 def _count(text: str) -> int:
     return int(_number(text, "a whole number, at least 1", 1, form=_WHOLE))
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kvtier.cli.arguments import duration
 from kvtier.cli.target import add_target, progress, show, stores_of
-from kvtier.errors import ConfigError, InputError
-from kvtier.units import Duration
+from kvtier.errors import InputError
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -24,7 +24,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     add_target(parser)
     parser.add_argument("--namespace", metavar="NAME", help="name, model or key family as `kvtier inspect` shows them")
-    parser.add_argument("--older-than", type=_age, metavar="TIME", help="written longer ago than this, for example 7d")
+    parser.add_argument(
+        "--older-than", type=duration, metavar="TIME", help="written longer ago than this, for example 7d"
+    )
     parser.add_argument("--salt", metavar="SALT", help="a tenant's: the cache_salt of its requests; - asks for it")
     parser.add_argument("--all", action="store_true", help="everything")
     parser.add_argument("--dry-run", action="store_true", help="say what would go, delete nothing")
@@ -56,10 +58,3 @@ def _salt(given: str | None) -> str | None:
     if sys.stdin.isatty():
         print("cache_salt: ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().rstrip("\n")
-
-
-def _age(text: str) -> float:
-    try:
-        return Duration(text).seconds
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error

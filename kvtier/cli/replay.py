@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
+from kvtier.cli.arguments import count, duration
 from kvtier.errors import ConfigError, InputError
 from kvtier.kvshape import KV_DTYPES, KvShape
 from kvtier.sim.policies import DEFAULT, FORMS, Pair
@@ -18,7 +19,7 @@ from kvtier.sim.replay import Result, Rules, Setup, replay
 from kvtier.sim.report import Prices, to_csv, to_text, to_tree
 from kvtier.sim.source import FORMATS, open_trace
 from kvtier.sim.trace import Trace
-from kvtier.units import Admit, Duration, parse_bytes
+from kvtier.units import Admit, parse_bytes
 
 _SIZE_FORMS: Final = "blocks (10k, 1.5M), bytes with a unit (64GiB, with --model or --bytes-per-token)"
 _BLOCKS: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([kKmM]?)", re.ASCII)
@@ -50,16 +51,16 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "kept without a disk, as published single-tier tables have it, not kept with one",
     )
     parser.add_argument("--deployed", action="store_true", help="with the reserves that real, slow transfers need")
-    parser.add_argument("--write-behind", type=_duration, metavar="TIME", help="write to disk after a rest, say 30s")
+    parser.add_argument("--write-behind", type=duration, metavar="TIME", help="write to disk after a rest, say 30s")
     parser.add_argument("--admit", type=_admit, default=1.0, metavar="WHICH", help="as disk.admit in a configuration")
-    parser.add_argument("--block-tokens", type=_count, metavar="N", help="tokens of one hash id, or of prompts' chunks")
+    parser.add_argument("--block-tokens", type=count, metavar="N", help="tokens of one hash id, or of prompts' chunks")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="model folder, for traces of prompts")
     parser.add_argument("--model", type=Path, metavar="DIR", help="model folder with a config.json: bytes per token")
     parser.add_argument("--kv-cache-dtype", choices=KV_DTYPES, default="auto", metavar="DTYPE", help="with --model")
-    parser.add_argument("--tensor-parallel-size", type=_count, default=1, metavar="N", help="with --model")
-    parser.add_argument("--bytes-per-token", type=_count, metavar="N", help="of KV, instead of --model")
+    parser.add_argument("--tensor-parallel-size", type=count, default=1, metavar="N", help="with --model")
+    parser.add_argument("--bytes-per-token", type=count, metavar="N", help="of KV, instead of --model")
     parser.add_argument("--prefill-tokens-per-s", type=_rate, metavar="RATE", help="of one engine: time saved")
-    parser.add_argument("--gpus", type=_count, default=1, metavar="N", help="of one engine: GPU-hours saved")
+    parser.add_argument("--gpus", type=count, default=1, metavar="N", help="of one engine: GPU-hours saved")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad lines out and count them")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON object")
@@ -169,12 +170,6 @@ def _progress() -> Callable[[int], None]:
     return lambda n: print(f"\r{n:,} requests", end="\r", file=sys.stderr, flush=True)
 
 
-def _count(text: str) -> int:
-    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least 1")
-    return int(text)
-
-
 def _rate(text: str) -> float:
     try:
         rate = float(text)
@@ -188,12 +183,5 @@ def _rate(text: str) -> float:
 def _admit(text: str) -> float:
     try:
         return Admit(text).share
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _duration(text: str) -> float:
-    try:
-        return Duration(text).seconds
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
