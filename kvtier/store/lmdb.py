@@ -99,20 +99,12 @@ class LmdbStore:
         check_capacity(capacity_bytes)
         secure_directory(path, OUR_NAMES)
         lock = DirectoryLock(path / LOCK)
-        shards: list[Shard] = []
-        try:
+        with _opening(path, lock) as shards:
             settled = _settle(path, capacity_bytes, shard_map_bytes, lock, inspect=inspect)
             for number in settled.manifest.shards:
                 file = shard_path(path, number)
                 shards.append(Shard(file, settled.manifest.map_bytes, sync_commits=sync_commits))
             return cls(shards, lock, settled, clock_ns)
-        except BaseException as error:
-            for shard in shards:
-                shard.close()
-            lock.release()
-            if isinstance(error, OSError):
-                raise StoreError(f"{path} cannot be opened as a store: {error}") from error
-            raise
 
     @classmethod
     def attach(cls, path: Path, *, clock_ns: Callable[[], int] = time.time_ns) -> Self:
@@ -126,9 +118,8 @@ class LmdbStore:
             raise StoreError(f"{path} holds no kvtier store: there is no readable {MANIFEST} in it")
         secure_directory(path, OUR_NAMES)
         lock = DirectoryLock(path / LOCK)
-        shards: list[Shard] = []
         notices: list[str] = []
-        try:
+        with _opening(path, lock) as shards:
             alone = lock.acquire()
             if not alone:
                 _refuse_strangers(path, manifest)
@@ -144,13 +135,6 @@ class LmdbStore:
             if alone and manifest.pid_namespace == pid_namespace():
                 lock.share()  # else engines, which may be in another container, wait until this process has ended
             return cls(shards, lock, Settled(manifest, notices, 0, alone=alone), clock_ns)
-        except BaseException as error:
-            for shard in shards:
-                shard.close()
-            lock.release()
-            if isinstance(error, OSError):
-                raise StoreError(f"{path} cannot be opened as a store: {error}") from error
-            raise
 
     @property
     def n_shards(self) -> int:
@@ -239,6 +223,21 @@ class LmdbStore:
         for shard in self._shards:
             shard.close()
         self._lock.release()
+
+
+@contextmanager
+def _opening(path: Path, lock: DirectoryLock) -> Iterator[list[Shard]]:
+    """The shards opened so far, which are closed and the directory let go of if the rest fails."""
+    shards: list[Shard] = []
+    try:
+        yield shards
+    except BaseException as error:
+        for shard in shards:
+            shard.close()
+        lock.release()
+        if isinstance(error, OSError):
+            raise StoreError(f"{path} cannot be opened as a store: {error}") from error
+        raise
 
 
 class _Files:
