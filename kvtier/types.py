@@ -16,11 +16,6 @@ layout.
 NAMESPACE_BYTES = 24
 
 
-def namespace_of(key: ChunkKey) -> bytes:
-    """The namespace digest a key begins with."""
-    return key[:NAMESPACE_BYTES]
-
-
 def chunk_hash_of(key: ChunkKey) -> bytes:
     """The engine's part of a key: equal for equal token prefixes whatever the namespace."""
     return key[NAMESPACE_BYTES:]
