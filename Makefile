@@ -26,7 +26,7 @@ $(engine): tools/setup.sh
 	@tools/setup.sh engine $(VENV) $(PYTHON)
 	@touch $@
 
-$(project): pyproject.toml $(engine)
+$(project): pyproject.toml setup.py kvtier/codec/_planes.c $(engine)
 	@tools/setup.sh project $(VENV)
 	@touch $@
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvtier.bench.base import Result
+from kvtier.codec import forms
 from kvtier.machine import DiskSpace, Machine
 from kvtier.tables import columns
 from kvtier.units import format_bytes
@@ -30,6 +31,7 @@ def machine_facts(folder: Path) -> dict[str, Any]:
         "free_bytes": space.free_bytes,
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "byte_planes": forms.describe(),
         "versions": {name: version for name in _VERSIONS if (version := _version(name)) is not None},
     }
 
@@ -56,7 +58,8 @@ def to_text(machine: Mapping[str, Any], results: Sequence[Result], notes: Sequen
     lines += ["", *notes] if notes else [""]
     ram = format_bytes(machine["ram_bytes"])
     lines.append(
-        f"{machine['cpu']}, {machine['cores']} cores, {ram}, {machine['file_system'] or 'unknown file system'}"
+        f"{machine['cpu']}, {machine['cores']} cores, {ram}, {machine['file_system'] or 'unknown file system'}; "
+        f"byte planes: {machine['byte_planes']}"
     )
     return "\n".join(lines) + "\n"
 

@@ -68,14 +68,8 @@ def decompress_into(source: memoryview, out: memoryview) -> None:
         if len(source):
             raise FrameCorruptError(f"compressed part is {len(source)} bytes, expected none")
         return
+    check_declared(source, len(out))
     try:
-        declared = zstandard.get_frame_parameters(source)
-        if declared.content_size != len(out):
-            raise FrameCorruptError(f"compressed part declares {declared.content_size} bytes, expected {len(out)}")
-        if declared.window_size > len(out) + _WINDOW_SLACK_BYTES:
-            raise FrameCorruptError(f"compressed part asks for a window of {declared.window_size} bytes")
-        if declared.dict_id:
-            raise FrameCorruptError(f"compressed part asks for dictionary {declared.dict_id}")
         # stream_reader writes where we say; decompress() would make a bytes object and cost one more copy.
         reader = _thread.decompressor.stream_reader(source)
         written = reader.readinto(out)
@@ -85,3 +79,20 @@ def decompress_into(source: memoryview, out: memoryview) -> None:
             raise FrameCorruptError(f"compressed part holds more than the expected {len(out)} bytes")
     except zstandard.ZstdError as error:
         raise FrameCorruptError(f"compressed part does not decode: {error}") from error
+
+
+def check_declared(source: memoryview, n_bytes: int) -> None:
+    """FrameCorruptError unless the header of a zstd frame declares `n_bytes`, and asks for nothing unusual.
+
+    To be called before zstd sees a frame, which may be hostile: zstd goes by what the header says.
+    """
+    try:
+        declared = zstandard.get_frame_parameters(source)
+    except zstandard.ZstdError as error:
+        raise FrameCorruptError(f"compressed part does not decode: {error}") from error
+    if declared.content_size != n_bytes:
+        raise FrameCorruptError(f"compressed part declares {declared.content_size} bytes, expected {n_bytes}")
+    if declared.window_size > n_bytes + _WINDOW_SLACK_BYTES:
+        raise FrameCorruptError(f"compressed part asks for a window of {declared.window_size} bytes")
+    if declared.dict_id:
+        raise FrameCorruptError(f"compressed part asks for dictionary {declared.dict_id}")

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from kvtier.admin import doctor, identity
 from kvtier.admin.doctor import Finding, diagnose
 from kvtier.cli.main import main
+from kvtier.codec import forms
 from kvtier.config import Config, parse
 from kvtier.errors import InputError
 from kvtier.machine import Machine
@@ -38,6 +40,16 @@ def test_a_healthy_machine_has_no_errors(cache: CacheDir) -> None:
     levels = {finding.name: finding.level for finding in diagnose(config(cache.path, capacity="1GiB"), MACHINE)}
     assert set(levels) >= {"python", "vllm", "plugin", "libraries", "host", "disk", "open files", "disk speed", "cache"}
     assert "error" not in levels.values()
+
+
+def test_the_slower_form_of_the_codec_is_a_warning_with_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, forms.EXTENSION, None)
+    monkeypatch.setattr(forms, "best_form", forms.best_form.__wrapped__)
+    finding = found("byte planes", config(tmp_path))
+    assert (finding.level, finding.found.split()[0]) == ("warning", "numpy")
+    assert "install a C compiler" in finding.remedy
 
 
 def test_a_limit_on_locked_memory_below_the_pool_is_an_error_with_the_bytes_needed(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+/* Byte planes in native code: 16-bit values <-> their low and high bytes, in one pass each and without the GIL.
+ *
+ * join() has zstd decode the high bytes block by block and puts each block together with the low ones while it is in
+ * the processor's cache. zstd is the one in python-zstandard: its functions come as addresses. */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <stddef.h>
+#include <stdint.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+typedef struct {
+    size_t (*begin)(void *context);
+    size_t (*next_bytes)(void *context);
+    size_t (*decode)(void *context, void *out, size_t room, const void *source, size_t n_bytes);
+    unsigned (*is_error)(size_t code);
+} zstd_t;
+
+enum { WHOLE = 0, CUT_SHORT = 1, TOO_LONG = 2 }; /* what join() returns; below zero it is an error code of zstd's */
+
+static void split_values(const uint8_t *values, uint8_t *low, uint8_t *high, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        low[i] = values[2 * i];
+        high[i] = values[2 * i + 1];
+    }
+}
+
+/* Past the cache where the processor can: whoever reads the values next is a device or another core, and a plain store
+ * first fetches the line that it overwrites. */
+static void join_values(const uint8_t *low, const uint8_t *high, uint8_t *values, size_t n)
+{
+    size_t i = 0;
+#if defined(__SSE2__)
+    if ((uintptr_t)values % 2 == 0) {
+        for (; i < n && (uintptr_t)(values + 2 * i) % 16; i++) {
+            values[2 * i] = low[i];
+            values[2 * i + 1] = high[i];
+        }
+        for (; i + 16 <= n; i += 16) {
+            __m128i l = _mm_loadu_si128((const __m128i *)(low + i)), h = _mm_loadu_si128((const __m128i *)(high + i));
+            _mm_stream_si128((__m128i *)(values + 2 * i), _mm_unpacklo_epi8(l, h));
+            _mm_stream_si128((__m128i *)(values + 2 * i + 16), _mm_unpackhi_epi8(l, h));
+        }
+    }
+#endif
+    for (; i < n; i++) {
+        values[2 * i] = low[i];
+        values[2 * i + 1] = high[i];
+    }
+}
+
+static long long join_section(const zstd_t *zstd, void *context, const Py_buffer *low, const Py_buffer *section,
+                              const Py_buffer *scratch, const Py_buffer *out)
+{
+    const uint8_t *source = section->buf;
+    uint8_t *high = scratch->buf;
+    size_t n_values = (size_t)low->len, n_source = (size_t)section->len, at = 0, n_high = 0, wanted;
+    size_t code = zstd->begin(context);
+    if (zstd->is_error(code))
+        return (ptrdiff_t)code;
+    while ((wanted = zstd->next_bytes(context)) > 0) {
+        if (wanted > n_source - at)
+            return CUT_SHORT;
+        code = zstd->decode(context, high + n_high, n_values - n_high, source + at, wanted);
+        if (zstd->is_error(code))
+            return (ptrdiff_t)code;
+        if (code > n_values - n_high)
+            return TOO_LONG;
+        join_values((const uint8_t *)low->buf + n_high, high + n_high, (uint8_t *)out->buf + 2 * n_high, code);
+        at += wanted;
+        n_high += code;
+    }
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+    return at < n_source ? TOO_LONG : n_high < n_values ? CUT_SHORT : WHOLE;
+}
+
+static PyObject *split(PyObject *module, PyObject *args)
+{
+    Py_buffer values, low, high;
+    int fits;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*w*w*:split", &values, &low, &high))
+        return NULL;
+    fits = values.len % 2 == 0 && low.len == values.len / 2 && high.len == low.len;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        split_values(values.buf, low.buf, high.buf, (size_t)low.len);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&low);
+    PyBuffer_Release(&high);
+    if (fits)
+        Py_RETURN_NONE;
+    PyErr_SetString(PyExc_ValueError, "split: low and high take half of the values' bytes each");
+    return NULL;
+}
+
+static PyObject *join(PyObject *module, PyObject *args)
+{
+    unsigned long long context, begin, next_bytes, decode, is_error;
+    Py_buffer low, section, scratch, out;
+    long long outcome = WHOLE;
+    int fits;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "(KKKK)Ky*y*w*w*:join", &begin, &next_bytes, &decode, &is_error, &context, &low,
+                          &section, &scratch, &out))
+        return NULL;
+    fits = out.len % 2 == 0 && low.len == out.len / 2 && scratch.len >= low.len && begin && next_bytes && decode &&
+           is_error && context;
+    if (fits) {
+        zstd_t zstd = {(size_t(*)(void *))(uintptr_t)begin, (size_t(*)(void *))(uintptr_t)next_bytes,
+                       (size_t(*)(void *, void *, size_t, const void *, size_t))(uintptr_t)decode,
+                       (unsigned (*)(size_t))(uintptr_t)is_error};
+        Py_BEGIN_ALLOW_THREADS
+        outcome = join_section(&zstd, (void *)(uintptr_t)context, &low, &section, &scratch, &out);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&low);
+    PyBuffer_Release(&section);
+    PyBuffer_Release(&scratch);
+    PyBuffer_Release(&out);
+    if (fits)
+        return PyLong_FromLongLong(outcome);
+    PyErr_SetString(PyExc_ValueError, "join: low takes half of out's bytes, scratch as many, and no address is zero");
+    return NULL;
+}
+
+static PyMethodDef methods[] = {
+    {"split", split, METH_VARARGS, "split(values, low, high): the low and the high bytes of 16-bit values."},
+    {"join", join, METH_VARARGS,
+     "join(functions, context, low, section, scratch, out) -> int: out from its low bytes and a zstd frame of the\n"
+     "high ones. 0: done; 1: the frame ends early; 2: it holds more; below zero: an error code of zstd's."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int describe(PyObject *module) { return PyModule_AddIntConstant(module, "INTERFACE", 1); }
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)describe}, {0, NULL}};
+
+static PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_planes", "Byte planes in native code.", 0, methods, slots, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__planes(void) { return PyModuleDef_Init(&definition); }
