@@ -37,7 +37,7 @@ from kvtier.store.private import secure_directory
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.follow import Follower, SharedIndex
 from kvtier.tiers.host import HostTier
-from kvtier.transfer.mover import Mover
+from kvtier.transfer.mover import READS_AHEAD, Mover
 from kvtier.transfer.probe import PROBE_BYTES, LoadProbe, sample
 from kvtier.transfer.slots import Slots
 from kvtier.types import Source
@@ -288,7 +288,7 @@ def _with_disk(
             device=copy_rate,
             mode=disk_config.load,
             min_tokens=disk_config.min_tokens or 0,
-            n_lanes=disk_config.promote_threads,
+            n_lanes=disk_config.promote_threads + READS_AHEAD,
         ),
         admit_share=disk_config.admit.share,
         budget=budget,

@@ -126,11 +126,12 @@ class TieredCache(Holdings):
         """
         chain.seen_step = self._step
         if chain.pending:
-            if self._gate.waits(chain, self._clock()):
+            now = self._clock()
+            if self._gate.waits(chain, now):
                 return False
             with self._lock:  # the request computes what it cannot get in time
+                self._gate.gave_up(chain, now)
                 self._promises.take_back(chain)
-                self._gate.gave_up(chain)
                 self.stats.gave_up_requests += 1
         chain.waits_since_s = None
         chain.miss = None

@@ -80,7 +80,11 @@ class Chain:
     n_before: int = 0  # tokens of the request that the device has
     n_chunks: int = 1  # how many chunks the request could find at most, beyond those
     waits_since_s: float | None = None  # when the engine first found its promotions under way
-    patience_s: float = math.inf  # how long it waits for them
+    n_awaited: int = 0  # how many of its own they were then,
+    n_queued: int = 0  # of anybody, and how many had ever landed
+    n_landed_before: int = 0
+    patience_s: float = math.inf  # how long it waits while none of them lands
+    recompute_s: float = 0.0  # how long computing them instead would take; 0 until known
     may_promote: int | None = None  # chunks it may still bring up from disk, once that has been decided
     joins: bool | None = None  # whether it waits for what others bring up, once that has been decided
 

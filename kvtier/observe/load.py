@@ -16,8 +16,8 @@ SAMPLE_BYTES = 16 << 20
 SAMPLE_S = 0.05
 """...or so much time in which something was loading: a slow disk must be noticed before many bytes have landed."""
 
-DISAGREES = 1.5
-"""A sample off the estimate by this factor is news."""
+FASTER = 1.5
+"""A sample that beats the estimate by this factor is news to somebody who holds the disk to be slow."""
 
 COPY_PRIOR_BYTES_PER_S = 10e9
 """Host memory to device, until the engine has reported a copy. Deliberately low: PCIe 3.0 x16 carries 15.8 by its
@@ -36,7 +36,7 @@ class LoadRate:
     def __init__(self) -> None:
         self.byte_s = 0.0  # seconds per byte; 0 until known
         self.n_under_way = 0
-        self.disagreed = False  # the newest sample with the estimate before it
+        self.got_faster = False  # the newest sample beats the estimate before it
         self._busy_since_s = 0.0
         self._busy_s = 0.0
         self._landed_bytes = 0
@@ -51,6 +51,12 @@ class LoadRate:
         """Start from a probe's result, unless loads have been measured meanwhile. Counts as one sample."""
         if not self._samples and bytes_per_s > 0:
             self._add(1 / bytes_per_s)
+
+    def no_faster_than(self, byte_s: float) -> None:
+        """Somebody waited in vain: what was measured before is no longer so, and this is the first sample since."""
+        if byte_s > self.byte_s:
+            self._samples.clear()
+            self._add(byte_s)
 
     def started(self, now_s: float) -> None:
         """A load was queued."""
@@ -73,7 +79,7 @@ class LoadRate:
         before = self.byte_s or byte_s
         self._samples.append(byte_s)
         self.byte_s = _median(self._samples)
-        self.disagreed = not before / DISAGREES < byte_s < before * DISAGREES
+        self.got_faster = byte_s * FASTER < before
 
 
 class CopyRate:

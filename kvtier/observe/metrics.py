@@ -104,7 +104,7 @@ METRICS: tuple[Metric, ...] = (
     _gauge("onload_bytes_per_s", "Moving estimate of copying from host memory to the device; 1e10 until measured."),
     _gauge(
         "load_pays_from_tokens",
-        "Shortest prompt that an idle disk brings sooner than prefill computes it; 0 until known, 1073741824 for none.",
+        "Shortest prompt that is loaded from an idle disk; 0 until known, 1073741824 for none.",
     ),
     _gauge("disk_on", "1 while the disk tier is in use, 0 when it is off or was switched off."),
     _gauge("write_budget_bytes", "Bytes that may be written to disk now; 0 without a write budget."),

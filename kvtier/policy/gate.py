@@ -9,6 +9,7 @@ tail does not pay, the head in front of it pays even less. docs/adr/0006-load-ga
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtier.observe.load import CopyRate, LoadRate
@@ -30,10 +31,13 @@ PROBE_EVERY_S = 20.0
 """A shut gate learns nothing, so it lets one chunk through this often, without a request waiting for it."""
 
 PROBE_SOON_S = 1.0
-"""The next one after a probe that disagreed with the estimate; from then on the pause doubles."""
+"""The next one after a probe that was faster than the estimate; from then on the pause doubles."""
 
 TRIAL_SHARE = 20
 """At most one in so many refused requests is loaded nevertheless, and only where the probes leave it open."""
+
+LONGEST_TRIAL_SHARE = 64 * TRIAL_SHARE
+"""One in twice as many after each request that waited in vain, up to so many."""
 
 MAX_WAIT_S = 10.0
 """A request that has waited so long for its promotions goes on without them."""
@@ -42,8 +46,9 @@ MIN_WAIT_S = 0.05
 """Nobody gives up sooner: threads may take so long to be scheduled."""
 
 PATIENCE = 2.0
-"""A request goes on without its promotions when it has waited this many times what recomputing takes. So a disk that
-has become slow costs the request that finds out at most three times its prefill, and the next ones nothing."""
+"""A request waits this many times what its load was expected to take for the first chunk to land, but at least half of
+what recomputing takes and at most all of it: so a disk that has become slow costs whoever finds out half its prefill,
+or all of it where loading was hardly faster."""
 
 NO_LIMIT = 1 << 30
 """Chunks a request may promote that may promote what it finds."""
@@ -82,10 +87,13 @@ class LoadGate:
         self._n_lanes = n_lanes
         self._refused: set[int] = set()  # sizes, as bits of a number of chunks
         self._n_refused = 0  # since the last trial
+        self._trial_share = TRIAL_SHARE
         self._probed_s = -math.inf
         self._probe_pause_s = 0.0
         self._probing = False
         self._landed_s = -math.inf
+        self._n_landed = 0
+        self._gave_up_s = -math.inf  # when somebody last did
         self._hangs = False  # from when a request saw nothing end in all the time it waited, until something does
 
     # ---- decisions --------------------------------------------------------------------------------------------------
@@ -105,35 +113,38 @@ class LoadGate:
         elif self._prefill.cost is None:
             chain.may_promote = NO_LIMIT
         elif not self.disk.byte_s:
-            self._allow(chain, NO_LIMIT, self._recompute_s(chain, n_chunks))
+            self._allow(chain, NO_LIMIT, self._recompute_s(chain, n_chunks), 0.0)
         else:
             return self._compare(chain, n_chunks, now_s)
         return False
 
     def _compare(self, chain: Chain, n_chunks: int, now_s: float) -> bool:
         queued = 0 if chain.pending else self.disk.n_under_way  # what it waits for anyway is no cost of loading more
-        lands_in_time = max(1, int(MAX_WAIT_S / self._disk_s(1)) - queued)
+        lands_in_time = max(1, self._lands_in_time - queued)
         limit = NO_LIMIT if n_chunks <= lands_in_time else lands_in_time
         n_chunks = min(n_chunks, lands_in_time)
         recompute_s = self._recompute_s(chain, n_chunks)
         steps_s = 0.0 if chain.promises else STEPS_S
-        disk_s = self._disk_s(queued + n_chunks)
-        load_s = steps_s + disk_s + self._copy_s(n_chunks)
+        idle_s = steps_s + self._disk_s(n_chunks) + self._copy_s(n_chunks)
+        queue_s = self._disk_s(queued)
         size = n_chunks.bit_length()
-        if load_s <= recompute_s * (MARGIN_SHUT if size in self._refused else 1.0):
+        margin = self._margin(size)
+        if idle_s + queue_s <= recompute_s * margin:
             self._refused.discard(size)
-            self._allow(chain, limit, recompute_s)
+            self._trial_share = TRIAL_SHARE
+            self._allow(chain, limit, recompute_s, idle_s + queue_s)
             return False
-        self._refused.add(size)
+        if idle_s > recompute_s * margin:  # else the queue alone is in the way
+            self._refused.add(size)
         self._n_refused += 1
         chain.may_promote = 0
         if now_s - self._probed_s < self._probe_pause_s or self.disk.n_under_way:
             return False
-        in_parallel_s = load_s - disk_s * (1 - 1 / self._n_lanes)
-        if self._n_refused > TRIAL_SHARE and in_parallel_s <= recompute_s * MARGIN_SHUT:
+        in_parallel_s = idle_s - self._disk_s(n_chunks) * (1 - 1 / self._n_lanes)
+        if self._n_refused > self._trial_share and in_parallel_s <= recompute_s * MARGIN_SHUT:
             # Single chunks, as probes are, may be slower than many at a time: only a whole request can tell.
             self._n_refused, self._probed_s = 0, now_s
-            self._allow(chain, limit, recompute_s)
+            self._allow(chain, limit, recompute_s, in_parallel_s)
             return False
         return True
 
@@ -151,19 +162,40 @@ class LoadGate:
             load_s = STEPS_S + self._disk_s(self.disk.n_under_way) + self._copy_s(n_chunks)
             chain.joins = load_s <= recompute_s
             if chain.joins:
-                chain.patience_s = _patience_s(recompute_s)
+                chain.recompute_s, chain.patience_s = recompute_s, _patience_s(load_s, recompute_s)
         return chain.joins
 
     def waits(self, chain: Chain, now_s: float) -> bool:
-        """Whether `chain`, whose promotions are under way, still waits for them. Scheduler thread, no lock."""
-        if chain.waits_since_s is None:
-            chain.waits_since_s = now_s
-        return now_s - chain.waits_since_s < min(chain.patience_s, MAX_WAIT_S)
+        """Whether `chain`, whose promotions are under way, still waits for them. Scheduler thread, no lock.
 
-    def gave_up(self, chain: Chain) -> None:
-        """`chain` waits no longer. If nothing at all came meanwhile, nobody waits until something does."""
+        The more has landed the longer it waits: half of them, and it is as long as recomputing takes.
+        """
+        if chain.waits_since_s is None:
+            chain.waits_since_s, chain.n_awaited = now_s, chain.pending
+            chain.n_queued, chain.n_landed_before = self.disk.n_under_way, self._n_landed
+        waited_s = now_s - chain.waits_since_s
+        if self._hangs and waited_s >= MIN_WAIT_S:
+            return False
+        if self._gave_up_s > chain.waits_since_s and 0 < chain.recompute_s < self._disk_s(chain.n_awaited):
+            return waited_s < MIN_WAIT_S  # somebody else has found out
+        landed = 1 - chain.pending / max(1, chain.n_awaited)
+        return waited_s < min(MAX_WAIT_S, max(chain.patience_s, min(1.0, 2 * landed) * chain.recompute_s))
+
+    def gave_up(self, chain: Chain, now_s: float) -> None:
+        """`chain`, promotions of which are under way, waits no longer, so nobody else needs to find out.
+
+        The disk is as slow from now on as that shows, until loads say otherwise. If nothing at all came meanwhile,
+        nobody waits until something does.
+        """
+        since_s = chain.waits_since_s if chain.waits_since_s is not None else now_s
+        if self.disk.n_under_way:
+            chunk_s = (now_s - since_s) / (self._n_landed - chain.n_landed_before + 1)
+            chunk_s = max(chunk_s, chain.recompute_s / max(1, chain.n_queued))
+            self.disk.no_faster_than(chunk_s / self._chunk_bytes)
         chain.may_promote, chain.joins = 0, False
-        self._hangs = self.disk.n_under_way > 0 and self._landed_s < (chain.waits_since_s or 0.0)
+        self._gave_up_s = now_s
+        self._n_refused, self._trial_share = 0, min(2 * self._trial_share, LONGEST_TRIAL_SHARE)
+        self._hangs = self.disk.n_under_way > 0 and self._landed_s < since_s
 
     # ---- measurements -----------------------------------------------------------------------------------------------
 
@@ -176,11 +208,12 @@ class LoadGate:
     def load_ended(self, now_s: float, n_bytes: int) -> None:
         """A promotion ended with `n_bytes` of chunk landed, 0 if it failed."""
         self._landed_s, self._hangs = now_s, False
+        self._n_landed += n_bytes > 0
         self.disk.ended(now_s, n_bytes, alone=self._probing)
         if self._probing:
             self._probing = False
             soon_s = 2 * self._probe_pause_s if 0 < self._probe_pause_s < PROBE_EVERY_S else PROBE_SOON_S
-            self._probe_pause_s = min(PROBE_EVERY_S, soon_s) if self.disk.disagreed else PROBE_EVERY_S
+            self._probe_pause_s = min(PROBE_EVERY_S, soon_s) if self.disk.got_faster else PROBE_EVERY_S
 
     def rates(self) -> Rates:
         """What there is to show. Any thread."""
@@ -189,9 +222,20 @@ class LoadGate:
     # ---- arithmetic -------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _allow(chain: Chain, n_chunks: int, recompute_s: float) -> None:
+    def _allow(chain: Chain, n_chunks: int, recompute_s: float, load_s: float) -> None:
         chain.may_promote = n_chunks
-        chain.patience_s = max(chain.patience_s if chain.pending else 0.0, _patience_s(recompute_s))
+        patience_s = _patience_s(load_s, recompute_s)
+        if chain.pending:  # it waits for others' promotions as well
+            recompute_s, patience_s = max(chain.recompute_s, recompute_s), max(chain.patience_s, patience_s)
+        chain.recompute_s, chain.patience_s = recompute_s, patience_s
+
+    def _margin(self, size: int) -> float:
+        return MARGIN_SHUT if size in self._refused else 1.0
+
+    @property
+    def _lands_in_time(self) -> int:
+        """How many chunks an idle disk brings before anybody gives up; at least one."""
+        return max(1, int(MAX_WAIT_S / self._disk_s(1)))
 
     @property
     def _known(self) -> bool:
@@ -208,21 +252,30 @@ class LoadGate:
         return n_chunks * self._chunk_bytes * self.device.byte_s
 
     def _pays_from_tokens(self) -> int:
-        """Fewest tokens, in whole chunks, from a prompt's start on, that an idle disk brings sooner than prefill."""
-        cost = self._prefill.cost
-        if cost is None or not self.disk.byte_s:
-            return 0
-        # STEPS_S + load * n <= fixed * n + per_context / 2 * n^2, for n tokens
-        load_s = (self._disk_s(1) + self._copy_s(1)) / self._tokens_per_chunk
-        gain_s, bend_s = cost.fixed_s - load_s, cost.per_context_s / 2
-        if bend_s > 0:
-            n_tokens = (-gain_s + math.sqrt(gain_s * gain_s + 4 * bend_s * STEPS_S)) / (2 * bend_s)
-        else:
-            n_tokens = STEPS_S / gain_s if gain_s > 0 else math.inf
-        if n_tokens >= NEVER_TOKENS:
+        """Fewest tokens, in whole chunks, such that prompts of as many and more would be loaded from an idle disk."""
+        if self._mode == "never":
             return NEVER_TOKENS
-        return math.ceil(n_tokens / self._tokens_per_chunk) * self._tokens_per_chunk
+        if self._mode != "auto":
+            return max(1, -(-self._min_tokens // self._tokens_per_chunk)) * self._tokens_per_chunk
+        if not self._known:
+            return 0
+        fewest = NEVER_TOKENS
+        for size in range(min(self._lands_in_time, NEVER_TOKENS // self._tokens_per_chunk).bit_length(), 0, -1):
+            low, high = 1 << size - 1, min((1 << size) - 1, self._lands_in_time)
+            if not self._pays(high):
+                break
+            # What a request gains is convex in its length: once it pays it goes on doing so, up to the next size.
+            at = bisect_left(range(low, high), True, key=self._pays)
+            fewest = (low + at) * self._tokens_per_chunk
+            if at:
+                break
+        return fewest
+
+    def _pays(self, n_chunks: int) -> bool:
+        recompute_s = self._prefill.seconds(0, n_chunks * self._tokens_per_chunk) * self._margin(n_chunks.bit_length())
+        return STEPS_S + self._disk_s(n_chunks) + self._copy_s(n_chunks) <= recompute_s
 
 
-def _patience_s(recompute_s: float) -> float:
-    return min(MAX_WAIT_S, max(MIN_WAIT_S, PATIENCE * recompute_s))
+def _patience_s(load_s: float, recompute_s: float) -> float:
+    wait_s = min(max(PATIENCE * load_s, recompute_s / 2), recompute_s)
+    return min(MAX_WAIT_S, max(MIN_WAIT_S, wait_s))

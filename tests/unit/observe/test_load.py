@@ -69,7 +69,25 @@ def test_one_stray_sample_moves_nothing():
     loads(rate, 0.001, n=WINDOW * PER_SAMPLE)
     loads(rate, 5.0, n=1, begins_s=100.0)
     assert rate.bytes_per_s == pytest.approx(1000 * CHUNK)
-    assert rate.disagreed
+    assert not rate.got_faster
+
+
+def test_a_disk_that_is_faster_than_it_was_is_news():
+    rate = LoadRate()
+    loads(rate, 1.0, n=3)
+    loads(rate, 0.5, n=1)
+    assert rate.got_faster
+
+
+def test_who_waited_in_vain_says_more_than_all_samples_before():
+    rate = LoadRate()
+    loads(rate, 0.001, n=WINDOW * PER_SAMPLE)
+    rate.no_faster_than(2.0 / CHUNK)
+    assert rate.bytes_per_s == pytest.approx(CHUNK / 2)
+    rate.no_faster_than(1.0 / CHUNK)
+    assert rate.bytes_per_s == pytest.approx(CHUNK / 2)
+    loads(rate, 3.0, n=1, begins_s=100.0)
+    assert rate.bytes_per_s == pytest.approx(CHUNK / 3)
 
 
 def test_three_samples_that_agree_are_followed():
