@@ -58,13 +58,16 @@ def test_both_join_alike_wherever_the_values_go(native: forms.Form, low: bytes, 
 
 
 @given(data=st.data())
-def test_a_damaged_section_is_corrupt_for_both_or_gives_both_the_same(native: forms.Form, data: st.DataObject) -> None:
+def test_native_code_takes_no_damaged_section_that_numpy_refuses_and_gives_the_same_for_others(
+    native: forms.Form, data: st.DataObject
+) -> None:
     high = random.Random(5).choices(range(8), k=2000)
     section = bytearray(zstandard.compress(bytes(high)))
     for _ in range(data.draw(st.integers(1, 3))):
         section[data.draw(st.integers(0, len(section) - 1))] ^= data.draw(st.integers(1, 255))
     low = bytes(len(high))
-    assert join(native, low, bytes(section)) == join(forms.NumpyForm(), low, bytes(section))
+    # Numpy's form looks at nothing behind the last byte it needs; native code wants the zstd frame to end there.
+    assert join(native, low, bytes(section)) in (None, join(forms.NumpyForm(), low, bytes(section)))
 
 
 @pytest.mark.parametrize("n_bytes", [1, 15, 16, 17, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
