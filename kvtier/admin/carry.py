@@ -22,6 +22,7 @@ from kvtier.codec.registry import codec_by_id
 from kvtier.epoch import NAMESPACES, Epoch
 from kvtier.errors import FrameError, InputError, StoreFullError
 from kvtier.keys import FAMILY_BYTES, Namespace
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.types import ChunkKey
 from kvtier.units import format_bytes
@@ -80,7 +81,7 @@ def export(
     family, named = _current(families, names, wanted)
     store = LmdbStore.attach(path)
     try:
-        records = sorted(record for record in store.scan() if record.key[:FAMILY_BYTES] == family)
+        records = sorted(record for record in records_of(store.scan()) if record.key[:FAMILY_BYTES] == family)
         done = Carried(path, _name(out), named.name, named.model)
         header = json.dumps({"namespace": dict(named.fields), "epoch": named.epoch, "family": family.hex()}).encode()
         out.write(MAGIC + _HEADER_LENGTH.pack(len(header)) + header)
@@ -122,7 +123,7 @@ def import_(
     try:
         there: set[ChunkKey] = set()
         room = [store.shard_bytes] * store.n_shards
-        for record in store.scan():
+        for record in records_of(store.scan()):
             there.add(record.key)
             room[record.shard] -= store.frame_cost(record.n_bytes)
         for entry in _entries(source, bytes.fromhex(header["family"])):

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from kvtier.admin.directory import Named, read_names
 from kvtier.keys import ADAPTER_BYTES, FAMILY_BYTES, NO_ADAPTER, NO_TENANT, tenant_of
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.tables import columns
 from kvtier.types import Record
@@ -119,7 +120,7 @@ def examine(path: Path) -> Contents:
     names = read_names(path)
     store = LmdbStore.attach(path)
     try:
-        holdings = _count(store.scan(), names)
+        holdings = _count(records_of(store.scan()), names)
         return Contents(
             path=path,
             capacity_bytes=store.capacity_bytes,

@@ -12,6 +12,7 @@ from kvtier.admin.directory import Named, read_names
 from kvtier.errors import InputError
 from kvtier.keys import FAMILY_BYTES, tenant_digest, tenant_of
 from kvtier.purges import Notice, post, unconfirmed, withdraw
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.types import ChunkKey, Record
 from kvtier.units import format_bytes
@@ -108,7 +109,7 @@ def purge(
     names = read_names(path)
     store = LmdbStore.attach(path)
     try:
-        records = list(store.scan())
+        records = list(records_of(store.scan()))
         families = choice.families(names, {record.key[:FAMILY_BYTES] for record in records})
         chosen = [record for record in records if _fits(record, families, choice)]
         aside = tuple(sorted(file.name for file in path.glob("shard-*.broken-*")))
@@ -117,7 +118,8 @@ def purge(
             _delete(store, chosen, progress)
             late = _tell_engines(path, families, choice)
             # What an engine was writing when it heard of it has come to disk since.
-            _delete(store, [record for record in store.scan() if _fits(record, families, choice)], lambda *_: None)
+            came = [record for record in records_of(store.scan()) if _fits(record, families, choice)]
+            _delete(store, came, lambda *_: None)
             erased = store.erase_deleted()
             for name in aside:
                 (path / name).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from kvtier.codec.frame import HEADER_BYTES, check_identity, open_into, verify_frame
 from kvtier.codec.guard import KEY_ID_BYTES, PLAIN, Guard
 from kvtier.errors import FrameError, FrameForeignError, StoreError
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.types import ChunkKey, Record
 
@@ -101,7 +102,7 @@ def verify(
     """
     store = LmdbStore.attach(path)
     try:
-        records = sorted(store.scan(), key=lambda record: (record.shard, record.written_ns))
+        records = sorted(records_of(store.scan()), key=lambda record: (record.shard, record.written_ns))
         findings = Findings(path, list(store.notices))
         with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="kvtier-verify") as pool:
             waiting = iter(records)

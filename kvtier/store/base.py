@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
-from kvtier.types import ChunkKey, Record
+from kvtier.store.listing import Listing
+from kvtier.types import ChunkKey
 
 
 class Store(Protocol):
@@ -30,8 +31,11 @@ class Store(Protocol):
         """Bytes of `shard_bytes` that a frame of `n_bytes` takes, rounding and index included."""
         ...
 
-    def scan(self) -> Iterator[Record]:
-        """Every frame, any order, without reading payloads. Called once, before any write."""
+    def scan(self) -> Iterator[Listing]:
+        """Every frame, any order, without reading payloads. Called once, before any write.
+
+        Listings are not empty; a shard that holds keys of several lengths has several.
+        """
         ...
 
     def written_before(self, shard: int, before_ns: int) -> list[ChunkKey]:

@@ -21,12 +21,13 @@ from kvtier.store.base import News
 from kvtier.store.borrowed import Borrowed
 from kvtier.store.direct import PageReader
 from kvtier.store.directory import LOCK, OUR_NAMES, Settled, Summary, lock_path, settle, shard_number, shard_path
+from kvtier.store.listing import Listing, listings_of
 from kvtier.store.lmdb_file import find_damage
 from kvtier.store.lmdb_index import PAGE_HEADER_BYTES
 from kvtier.store.manifest import MANIFEST, Manifest, check_capacity, pid_namespace, read_manifest
 from kvtier.store.private import DirectoryLock, create_file, secure_directory
 from kvtier.store.shard import DATABASES, LOG, Shard, explain, open_env
-from kvtier.types import ChunkKey, Record
+from kvtier.types import ChunkKey
 
 SHARD_MAP_BYTES: Final = 512 << 20
 """Shards are this long or up to twice that. Writing under churn with random victims, one thread, flat over six times
@@ -157,10 +158,10 @@ class LmdbStore:
         except OSError as error:
             raise StoreError(f"{error.filename} is gone: {error.strerror}") from error
 
-    def scan(self) -> Iterator[Record]:
+    def scan(self) -> Iterator[Listing]:
         """Every frame, shard by shard, from the index alone."""
         for number, shard in enumerate(self._shards):
-            yield from shard.records(number)
+            yield from listings_of(shard.records(number))
 
     def written_before(self, shard: int, before_ns: int) -> list[ChunkKey]:
         """Keys of the frames in `shard` that were written before `before_ns`; its whole index is read, about 1 ms."""

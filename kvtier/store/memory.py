@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 
 from kvtier.errors import StoreFullError
 from kvtier.store.base import Change, News
+from kvtier.store.listing import Listing, listings_of
 from kvtier.types import ChunkKey, Record
 
 
@@ -61,8 +62,11 @@ class MemoryStore:
         """The frame itself: nothing is rounded here."""
         return n_bytes
 
-    def scan(self) -> Iterator[Record]:
+    def scan(self) -> Iterator[Listing]:
         """Every frame, in the order of writing."""
+        return listings_of(self._records())
+
+    def _records(self) -> Iterator[Record]:
         for shard, kept in enumerate(self._shards):
             self._n_known[shard] = len(self._log[shard])
             for key, (frame, written_ns) in list(kept.items()):

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from kvtier.codec.base import Codec
 from kvtier.errors import FrameCorruptError, StoreFullError
 from kvtier.store.base import Store
-from kvtier.types import ChunkKey, Record
+from kvtier.store.listing import records_of
+from kvtier.types import ChunkKey
 
 
 def key_of(number: int) -> ChunkKey:
@@ -90,18 +91,18 @@ class StoreContract:
         put(store, 0, {key_of(1): frame_of(1, 50_000)})
         put(store, 0, {key_of(1): frame_of(2, 70)})
         assert read(store, 0, key_of(1)) == frame_of(2, 70)
-        assert [record.n_bytes for record in store.scan()] == [70]
+        assert [record.n_bytes for record in records_of(store.scan())] == [70]
 
     def test_of_a_key_put_twice_in_a_batch_the_last_frame_stays(self, store: Store) -> None:
         store.write(0, [(key_of(1), memoryview(frame_of(n, 50 + n))) for n in (1, 2)], [])
         assert read(store, 0, key_of(1)) == frame_of(2, 52)
-        assert len(list(store.scan())) == 1
+        assert len(list(records_of(store.scan()))) == 1
 
     def test_a_deleted_key_is_gone(self, store: Store) -> None:
         put(store, 0, {key_of(n): frame_of(n, 100) for n in range(3)})
         store.write(0, [], [key_of(1)])
         assert read(store, 0, key_of(1)) is None
-        assert {record.key for record in store.scan()} == {key_of(0), key_of(2)}
+        assert {record.key for record in records_of(store.scan())} == {key_of(0), key_of(2)}
 
     def test_deleting_an_absent_key_is_no_error(self, store: Store) -> None:
         put(store, 0, {key_of(1): frame_of(1, 100)}, [key_of(9)])
@@ -114,22 +115,23 @@ class StoreContract:
 
     def test_a_batch_of_nothing_changes_nothing(self, store: Store) -> None:
         store.write(0, [], [])
-        assert list(store.scan()) == []
+        assert list(records_of(store.scan())) == []
 
     def test_scan_lists_every_frame_with_its_shard_size_and_time(self, store: Store) -> None:
         before_ns = time.time_ns()
         sizes = {(key_of(n), n % 2): 10 + n for n in range(50)}
         for (key, shard), n_bytes in sizes.items():
             put(store, shard, {key: frame_of(0, n_bytes)})
-        records = list(store.scan())
-        assert all(isinstance(record, Record) for record in records)
+        listings = list(store.scan())
+        assert all(len(listing.keys) == len(listing) * listing.key_bytes > 0 for listing in listings)
+        records = list(records_of(listings))
         assert {(record.key, record.shard): record.n_bytes for record in records} == sizes
         assert all(before_ns <= record.written_ns <= time.time_ns() for record in records)
 
     def test_a_key_in_two_shards_is_listed_twice(self, store: Store) -> None:
         for shard in (0, 1):
             put(store, shard, {key_of(1): frame_of(shard, 100)})
-        assert sorted(record.shard for record in store.scan()) == [0, 1]
+        assert sorted(record.shard for record in records_of(store.scan())) == [0, 1]
 
     def test_frames_are_found_by_their_age(self, store: Store) -> None:
         put(store, 0, {key_of(1): frame_of(1, 100), key_of(2): frame_of(2, 100)})
@@ -143,7 +145,7 @@ class StoreContract:
         n_frames = store.shard_bytes // store.frame_cost(100_000)
         for n in range(n_frames):
             put(store, 0, {key_of(n): frame_of(n, 100_000)})
-        assert sum(1 for _ in store.scan()) == n_frames
+        assert sum(1 for _ in records_of(store.scan())) == n_frames
 
     def test_a_batch_too_large_puts_nothing_and_still_deletes(self, store: Store) -> None:
         put(store, 0, {key_of(n): frame_of(n, 1000) for n in range(3)})
@@ -151,7 +153,7 @@ class StoreContract:
         too_many = {key_of(100 + n): frame for n in range(2 * store.shard_bytes // len(frame) + 2)}
         with pytest.raises(StoreFullError):
             put(store, 0, too_many, [key_of(0)])
-        assert {record.key for record in store.scan()} == {key_of(1), key_of(2)}
+        assert {record.key for record in records_of(store.scan())} == {key_of(1), key_of(2)}
         assert read(store, 0, key_of(2)) == frame_of(2, 1000)
 
     def test_a_full_shard_takes_frames_again_after_deletes(self, store: Store) -> None:
@@ -164,7 +166,7 @@ class StoreContract:
             store.write(0, [], [key_of(m) for m in range(n)])
         for m in range(n, n + 5):
             put(store, 0, {key_of(m): frame_of(m, 100_000)})
-        assert {record.key for record in store.scan()} == {key_of(m) for m in range(n, n + 5)}
+        assert {record.key for record in records_of(store.scan())} == {key_of(m) for m in range(n, n + 5)}
 
     def test_a_full_shard_says_nothing_about_another(self, store: Store) -> None:
         frame = frame_of(0, 100_000)
@@ -189,7 +191,7 @@ class StoreContract:
             store.write(0, [(key_of(n), memoryview(pool)[at : at + n_bytes])], deletes)
             live.append((key_of(n), store.frame_cost(n_bytes)))
             used += store.frame_cost(n_bytes)
-        assert {record.key for record in store.scan()} == {key for key, _ in live}
+        assert {record.key for record in records_of(store.scan())} == {key for key, _ in live}
 
     def test_cost_covers_the_frame_and_grows_with_it(self, store: Store) -> None:
         costs = [store.frame_cost(n_bytes) for n_bytes in range(0, 70_000, 500)]
@@ -216,7 +218,7 @@ class StoreContract:
             for job in jobs:
                 job.result()
         assert not torn.is_set()
-        assert {record.key for record in store.scan()} == {key_of(n) for n in range(51)}
+        assert {record.key for record in records_of(store.scan())} == {key_of(n) for n in range(51)}
 
     def test_sync_may_be_called_at_any_time(self, store: Store) -> None:
         store.sync()
@@ -232,11 +234,11 @@ class StoreContract:
         put(store, 0, {key_of(n): frame_of(n, 3000 * n) for n in range(1, 20)})
         put(store, 1, {key_of(99): frame_of(99, 10)})
         store.write(0, [], [key_of(7)])
-        before = sorted(store.scan())
+        before = sorted(records_of(store.scan()))
         store.close()
         again = self.open_store(tmp_path / "store")
         try:
-            assert sorted(again.scan()) == before
+            assert sorted(records_of(again.scan())) == before
             assert all(read(again, 0, key_of(n)) == frame_of(n, 3000 * n) for n in range(1, 20) if n != 7)
         finally:
             again.close()

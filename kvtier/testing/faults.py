@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvtier.store.base import News, SharedStore
-from kvtier.types import ChunkKey, Record
+from kvtier.store.listing import Listing
+from kvtier.types import ChunkKey
 
 Method = Literal["scan", "write", "read", "sync"]
 
@@ -79,7 +80,7 @@ class FaultyStore:
     def frame_cost(self, n_bytes: int) -> int:
         return self.inner.frame_cost(n_bytes)
 
-    def scan(self) -> Iterator[Record]:
+    def scan(self) -> Iterator[Listing]:
         fault = self._enter("scan")
         yield from self.inner.scan()
         self._leave(fault)

@@ -12,6 +12,7 @@ from typing import Protocol
 import pytest
 
 from kvtier.store.base import Change, News, SharedStore
+from kvtier.store.listing import records_of
 from kvtier.testing.contracts import frame_of, key_of, put
 from kvtier.types import ChunkKey
 
@@ -102,7 +103,7 @@ class SharedStoreContract:
             other.put(0, {key_of(n): frame_of(n, 100)}, [key_of(n - 50)])
         news = store.news(0)
         told = _told(news)
-        there = {record.key: record.n_bytes for record in store.scan() if record.shard == 0}
+        there = {record.key: record.n_bytes for record in records_of(store.scan()) if record.shard == 0}
         if news.whole:
             assert told == there
         else:

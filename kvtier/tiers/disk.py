@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import OrderedDict
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from kvtier.keys import FAMILY_BYTES
 from kvtier.residency import Frame, Placement
 from kvtier.store.base import Change
+from kvtier.store.listing import coldest_first
 from kvtier.types import chunk_hash_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from kvtier.policy.linked import LinkedSlru
-    from kvtier.types import ChunkKey, Record
+    from kvtier.store.listing import Listing
+    from kvtier.types import ChunkKey
 
 FULL_PENALTY = 0.97
 """A shard that reports full below its budget gets this share of the budget from then on: fragmentation is real."""
@@ -106,28 +106,18 @@ class DiskTier:
         self._family = family
         self._foreign = {chunk_hash_of(key) for key in self._frames if key[:FAMILY_BYTES] != family}
 
-    def load(self, records: Iterable[Record], *, alone: bool = True) -> list[tuple[int, ChunkKey]]:
+    def load(self, listings: Iterable[Listing], *, alone: bool = True) -> list[tuple[int, ChunkKey]]:
         """Take over what a store held when it was opened, oldest coldest and foreign before own.
 
         Returns `(shard, key)` of what is to be deleted: the coldest of a shard that holds more than it may and, unless
         others have the store open and see to it, of two frames of a key the one in the higher shard.
         """
-        # Columns, not a list of a million records: what they leave behind in the allocator would never be given back.
-        keys: list[ChunkKey] = []
-        shards, sizes, ages = array("I"), array("Q"), array("Q")
-        for key, shard, n_bytes, written_ns in records:
-            keys.append(key)
-            shards.append(shard)
-            sizes.append(n_bytes)
-            ages.append(written_ns)
-        by_age = array("Q", sorted(range(len(keys)), key=ages.__getitem__))
-        own = bytearray(key.startswith(self._family) for key in keys)
         stale: list[tuple[int, ChunkKey]] = []
-        for i in chain((i for i in by_age if not own[i]), (i for i in by_age if own[i])):
-            if keys[i] in self._frames:
-                self.follow(shards[i], [Change(keys[i], sizes[i])])
+        for key, shard, n_bytes in zip(*coldest_first(listings, self._family), strict=True):
+            if key in self._frames:
+                self.follow(shard, [Change(key, n_bytes)])
             else:
-                self._arrive(keys[i], shards[i], sizes[i])
+                self._arrive(key, shard, n_bytes)
         self._follow_frame_size()
         self._surprised.clear()
         if alone:

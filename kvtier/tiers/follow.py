@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from kvtier.store.base import SharedStore
+    from kvtier.store.listing import Listing
     from kvtier.tiers.disk import DiskTier
-    from kvtier.types import ChunkKey, Record
+    from kvtier.types import ChunkKey
 
 FOLLOW_EVERY_S = 1.0
 """How old this process's knowledge of what others wrote may be. A look at 256 unchanged shards takes 0.2 ms."""
@@ -150,7 +151,7 @@ class Follower:
         """As the store's."""
         return self._store.opened_alone
 
-    def scan(self) -> Iterator[Record]:
+    def scan(self) -> Iterator[Listing]:
         """As the store's. Following begins with what this gives."""
         return self._store.scan()
 

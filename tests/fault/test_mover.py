@@ -13,6 +13,7 @@ from kvtier.codec.raw import Raw
 from kvtier.errors import StoreError
 from kvtier.residency import Resident
 from kvtier.store.base import Store
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.store.memory import MemoryStore
 from kvtier.testing.faults import Fault, flipped
@@ -141,7 +142,7 @@ def test_deletes_are_carried_out_when_nothing_is_to_be_written(rig: Rig):
     rig.store.inject(Fault(method="read", times=1, change=flipped(0)))
     chain = rig.cache.open_chain()
     assert rig.walk(chain, "a") == 0
-    until(lambda: key("a") not in {record.key for record in rig.store.inner.scan()})
+    until(lambda: key("a") not in {record.key for record in records_of(rig.store.inner.scan())})
 
 
 def test_deletes_that_failed_are_tried_again(rig: Rig):
@@ -150,7 +151,7 @@ def test_deletes_that_failed_are_tried_again(rig: Rig):
     rig.store.inject(Fault(method="write", times=1, error=StoreError("hiccup")))
     chain = rig.cache.open_chain()
     assert rig.walk(chain, "a") == 0
-    until(lambda: key("a") not in {record.key for record in rig.store.inner.scan()})
+    until(lambda: key("a") not in {record.key for record in records_of(rig.store.inner.scan())})
     rig.check_all_quiet()
 
 

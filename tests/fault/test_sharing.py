@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.types import Source
 from tests.rigs.engines import EngineProcess, until
@@ -171,6 +172,6 @@ def test_an_engine_stopped_for_a_while_is_not_waited_for_and_catches_up(start: S
 def _there(folder: Path) -> set[tuple[int, bytes]]:
     store = LmdbStore.attach(folder)
     try:
-        return {(record.shard, record.key[8:]) for record in store.scan()}
+        return {(record.shard, record.key[8:]) for record in records_of(store.scan())}
     finally:
         store.close()

@@ -11,6 +11,7 @@ from kvtier.errors import StoreFullError
 from kvtier.policy.linked import LinkedSlru
 from kvtier.residency import Frame
 from kvtier.store.base import Change
+from kvtier.store.listing import records_of
 from kvtier.store.memory import MemoryStore
 from kvtier.testing.contracts import read
 from kvtier.tiers.disk import DiskTier
@@ -139,7 +140,7 @@ class Sharing(RuleBasedStateMachine):
                 while process.owed:
                     process.write(None, process.owed[0][0])
         store = self.processes[0].store
-        there = {(record.shard, record.key) for record in store.scan()}
+        there = {(record.shard, record.key) for record in records_of(store.scan())}
         assert self.kept <= {key for _, key in there}
         # A second frame whose writer died is deleted by the next process that opens the store alone.
         assert self.n_deaths or len({key for _, key in there}) == len(there)

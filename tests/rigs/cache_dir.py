@@ -10,6 +10,7 @@ from kvtier.codec.guard import PLAIN, Guard
 from kvtier.codec.registry import codec_for
 from kvtier.epoch import NAMESPACES, Epoch
 from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.types import ChunkKey
 
@@ -60,7 +61,7 @@ class CacheDir:
     def present(self) -> set[ChunkKey]:
         store = LmdbStore.attach(self.path)
         try:
-            return {record.key for record in store.scan()}
+            return {record.key for record in records_of(store.scan())}
         finally:
             store.close()
 

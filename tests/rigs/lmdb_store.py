@@ -35,6 +35,7 @@ PRELUDE = """
 import os, sys
 from pathlib import Path
 from kvtier.errors import StoreError
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.testing.contracts import frame_of, key_of, put, read
 MIB = 1 << 20

@@ -15,6 +15,7 @@ from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import Slru
 from kvtier.residency import Chain, Resident
 from kvtier.store.base import Store
+from kvtier.store.listing import records_of
 from kvtier.testing.faults import FaultyStore, cut_to, flipped
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.host import HostTier
@@ -164,7 +165,7 @@ class Rig:
         assert not any(resident.pinned for resident in self.host.residents())
         assert len(self.host) + self.host.n_free == self.host.n_slots
         store, disk = self.store.inner, self.disk
-        until(lambda: {(f.shard, f.key) for f in disk.frames()} == {(r.shard, r.key) for r in store.scan()})
+        until(lambda: {(f.shard, f.key) for f in disk.frames()} == {(r.shard, r.key) for r in records_of(store.scan())})
         assert all(thread.is_alive() for thread in self.mover._threads)
         for resident in self.host.residents():
             assert bytes(self.slots[resident.slot]) == content(resident.key)

@@ -16,6 +16,7 @@ from kvtier.codec.frame import frame_bound, open_into, seal_into
 from kvtier.codec.registry import codec_for
 from kvtier.errors import FrameError, StoreError
 from kvtier.store.base import SharedStore
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.testing.faults import Fault, FaultyStore
 from kvtier.types import NAMESPACE_BYTES, ChunkKey
@@ -198,7 +199,7 @@ def _read_back(work: Path, promised: frozenset[ChunkKey]) -> dict[str, int]:
     store = LmdbStore.open(work, CAPACITY_BYTES, shard_map_bytes=CAPACITY_BYTES)
     out = memoryview(bytearray(CHUNK_BYTES))
     found, refused, wrong = set(), 0, 0
-    for record_ in list(store.scan()):
+    for record_ in list(records_of(store.scan())):
         try:
             with store.read(record_.shard, record_.key) as frame:
                 assert frame is not None

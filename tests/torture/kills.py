@@ -18,8 +18,9 @@ from typing import Any
 from kvtier.codec.frame import open_into
 from kvtier.errors import FrameError
 from kvtier.store.base import News, SharedStore
+from kvtier.store.listing import Listing, records_of
 from kvtier.store.lmdb import LmdbStore
-from kvtier.types import ChunkKey, Record
+from kvtier.types import ChunkKey
 from tests.torture.engine import CHUNK_BYTES, MIB, SHARD_BYTES, Engine, content, traffic
 from tests.torture.scenario import Row, Setting, in_child, timed
 
@@ -132,10 +133,10 @@ class Journal:
     def written_before(self, shard: int, before_ns: int) -> list[ChunkKey]:
         return self._inner.written_before(shard, before_ns)
 
-    def scan(self) -> Iterator[Record]:
-        records = list(self._inner.scan())
-        self._note(b"".join(_note(SCANNED, r.shard, r.key) for r in records) + _note(END, 0, b""))
-        return iter(records)
+    def scan(self) -> Iterator[Listing]:
+        listings = list(self._inner.scan())
+        self._note(b"".join(_note(SCANNED, r.shard, r.key) for r in records_of(listings)) + _note(END, 0, b""))
+        return iter(listings)
 
     def write(self, shard: int, puts: Sequence[tuple[ChunkKey, memoryview]], deletes: Sequence[ChunkKey]) -> None:
         notes = [_note(DELETE, shard, key) for key in deletes] + [_note(PUT, shard, key) for key, _ in puts]
@@ -206,7 +207,7 @@ def _look(folder: Path, journal: Path, capacity: int) -> str:
     seen["aside"] = sum("set aside" in line for line in store.notices)
     found = set()
     out = memoryview(bytearray(CHUNK_BYTES))
-    for record in list(store.scan()):
+    for record in list(records_of(store.scan())):
         try:
             with store.read(record.shard, record.key) as frame:
                 assert frame is not None

@@ -17,6 +17,7 @@ from kvtier.codec.raw import Raw
 from kvtier.epoch import NAMESPACES, Epoch
 from kvtier.errors import StoreError
 from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.store.private import DirectoryLock
 from kvtier.transfer.mover import Mover
@@ -404,7 +405,7 @@ def test_kv_planted_by_one_without_the_key_is_refused_counted_and_gone(tmp_path:
     planted = memoryview(bytearray(CHUNK_BYTES + 1000))
     n_bytes = seal_into(memoryview(bytes(CHUNK_BYTES)), planted, key=keys[0], codec=Raw())
     store = LmdbStore.open(tmp_path / "kv", 64 * MIB)
-    shard = next(record.shard for record in store.scan() if record.key == keys[0])
+    shard = next(record.shard for record in records_of(store.scan()) if record.key == keys[0])
     store.write(shard, [(keys[0], planted[:n_bytes])], [])
     store.close()
     victim = Engine(tmp_path / "kv", keys=secured(1))

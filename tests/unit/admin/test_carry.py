@@ -18,6 +18,7 @@ from kvtier.codec.guard import Hmac
 from kvtier.codec.guards import guarded
 from kvtier.errors import InputError
 from kvtier.keys import tenant_digest
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.types import ChunkKey
 from tests.rigs.cache_dir import CHUNK_BYTES, CODEC, LLAMA, QWEN, CacheDir, chunk
@@ -50,7 +51,7 @@ def exported(cache: CacheDir) -> bytes:
 def contents(cache: CacheDir) -> dict[ChunkKey, bytes]:
     store = LmdbStore.attach(cache.path)
     found = {}
-    for record in store.scan():
+    for record in records_of(store.scan()):
         with store.read(record.shard, record.key) as frame:
             assert frame is not None
             out = bytearray(CHUNK_BYTES)

@@ -1,5 +1,6 @@
 """Why a chunk misses, and how requests are counted."""
 
+from kvtier.store.listing import listings_of
 from kvtier.types import Miss, Record
 from tests.rigs.cache import FRAME_BYTES, Rig, evicted_to_disk, key
 
@@ -23,19 +24,7 @@ def test_a_chunk_evicted_from_host_or_disk_is_evicted():
 def test_a_chunk_of_another_family_is_foreign():
     rig = Rig(4, n_frames=4)
     assert rig.disk is not None
-    rig.disk.load(
-        [
-            Record(
-                key(
-                    "a",
-                    b"other...",
-                ),
-                0,
-                FRAME_BYTES,
-                1,
-            )
-        ]
-    )
+    rig.disk.load(listings_of([Record(key("a", b"other..."), 0, FRAME_BYTES, 1)]))
     assert rig.why("a") is Miss.FOREIGN
 
 

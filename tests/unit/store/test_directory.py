@@ -10,6 +10,7 @@ import pytest
 
 from kvtier.errors import StoreError
 from kvtier.store import directory as directory_module
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.store.manifest import MANIFEST, read_manifest
 from kvtier.testing.contracts import frame_of, key_of, put, read
@@ -41,7 +42,7 @@ def fill(folder: Path, capacity_bytes: int) -> dict[ChunkKey, bytes]:
 
 
 def contents(store: LmdbStore) -> dict[ChunkKey, bytes | None]:
-    return {record.key: read(store, record.shard, record.key) for record in store.scan()}
+    return {record.key: read(store, record.shard, record.key) for record in records_of(store.scan())}
 
 
 def file_bytes(folder: Path) -> int:
@@ -100,7 +101,7 @@ def test_age_counts_by_the_youngest_frame_not_by_the_number_of_the_shard(folder:
 def test_shrinking_below_one_shard_begins_anew_within_the_new_capacity(folder: Path) -> None:
     fill(folder, 60 * MIB)
     store = open_store(folder, 17 * MIB)
-    assert (store.n_shards, list(store.scan()), store.dropped_frames) == (1, [], 30)
+    assert (store.n_shards, list(records_of(store.scan())), store.dropped_frames) == (1, [], 30)
     assert file_bytes(folder) <= 17 * MIB
     store.close()
 

@@ -12,6 +12,7 @@ import pytest
 
 from kvtier.codec.frame import open_into
 from kvtier.errors import ConfigError, FrameCorruptError, StoreError, StoreFullError
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import FRAMES_PER_SHARD, LmdbStore, shard_map_bytes_for
 from kvtier.testing.contracts import frame_of, key_of, put, read
 from tests.rigs.lmdb_store import MIB, PRELUDE, file_bytes, fill_both, open_store, pretend_reboot, run, sealed
@@ -44,7 +45,7 @@ def test_churn_with_random_victims_finds_room_and_never_lengthens_a_file(folder:
         used[shard] += need
     assert file_bytes(folder) <= 64 * MIB
     assert store.file_bytes() <= 64 * MIB
-    listed = {(record.shard, record.key) for record in store.scan()}
+    listed = {(record.shard, record.key) for record in records_of(store.scan())}
     store.close()
     assert listed == {(shard, key_of(n)) for shard in (0, 1) for n, _ in live[shard]}
 
@@ -63,7 +64,7 @@ def test_a_shard_filled_beyond_its_stated_bytes_can_still_be_emptied(store: Lmdb
         pass
     assert n * 4096 > store.shard_bytes
     store.write(0, [], [key_of(m) for m in range(n)])
-    assert list(store.scan()) == []
+    assert list(records_of(store.scan())) == []
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2 * MIB, 64 * MIB])
@@ -147,7 +148,7 @@ def test_everything_acknowledged_before_a_kill_is_there_afterwards(folder: Path)
     assert store.notices == []
     for n in range(done - 299, done):
         assert read(store, n % 2, key_of(n)) == frame_of(n, 1000 + n * 37 % 30_000)
-    listed = {record.key for record in store.scan()} - {key_of(-1), key_of(done), key_of(done - 300)}
+    listed = {record.key for record in records_of(store.scan())} - {key_of(-1), key_of(done), key_of(done - 300)}
     assert listed == {key_of(n) for n in range(done - 299, done)}  # of the one write in flight, all or nothing
     assert file_bytes(folder) <= 40 * MIB
     store.close()
@@ -163,7 +164,7 @@ def test_a_killed_reader_does_not_keep_pages_from_being_used(store: LmdbStore, f
     assert run(code, folder).returncode == -signal.SIGKILL
     for n in range(60):  # three times the map
         put(store, 0, {key_of(n): frame_of(0, 1_000_000)}, [key_of(n - 8)])
-    assert sum(1 for _ in store.scan()) == 9
+    assert sum(1 for _ in records_of(store.scan())) == 9
 
 
 def test_a_failed_sync_is_an_error_and_is_still_owed(store: LmdbStore) -> None:
@@ -179,7 +180,7 @@ def test_without_a_verifier_a_shard_is_opened_as_it_is(folder: Path, monkeypatch
     pretend_reboot(folder)
     monkeypatch.setitem(sys.modules, "lmdb.verify", None)
     store = open_store(folder)
-    assert (store.notices, sum(1 for _ in store.scan())) == ([], 400)
+    assert (store.notices, sum(1 for _ in records_of(store.scan()))) == ([], 400)
     store.close()
 
 

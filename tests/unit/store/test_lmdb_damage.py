@@ -8,6 +8,7 @@ import pytest
 
 from kvtier.errors import StoreError
 from kvtier.store import directory
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.testing.contracts import frame_of, key_of, put, read
 from tests.rigs.lmdb_store import MIB, break_tree, file_bytes, fill_both, index_root, open_store, pretend_reboot, run
@@ -31,7 +32,7 @@ def test_a_full_disk_is_an_error_that_loses_nothing_and_heals(folder: Path) -> N
         raise SystemExit("wrote beyond the limit")
     except StoreError:
         pass
-    assert {record.key for record in store.scan()} == {key_of(m) for m in range(n)}
+    assert {record.key for record in records_of(store.scan())} == {key_of(m) for m in range(n)}
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     put(store, 0, {key_of(100): frame_of(100, 500_000)})
     assert read(store, 0, key_of(100)) == frame_of(100, 500_000)
@@ -48,7 +49,7 @@ def test_a_full_disk_is_an_error_that_loses_nothing_and_heals(folder: Path) -> N
 def test_a_truncated_shard_is_set_aside_before_it_can_kill_the_process(n_bytes: int, folder: Path) -> None:
     code = """
     for notice in store.notices: print(notice)
-    print(sorted(record.shard for record in store.scan()))
+    print(sorted(record.shard for record in records_of(store.scan())))
     put(store, 0, {key_of(9): frame_of(9, 1000)})
     assert read(store, 0, key_of(9)) == frame_of(9, 1000)
     """
@@ -105,7 +106,7 @@ def test_a_shard_of_garbage_is_set_aside_and_begun_anew(content: bytes, folder: 
     store = open_store(folder)
     assert "set aside" in store.notices[0]
     assert store.n_shards == 2
-    assert [record.shard for record in store.scan()] == [1]
+    assert [record.shard for record in records_of(store.scan())] == [1]
     put(store, 0, {key_of(2): frame_of(2, 100)})
     assert file_bytes(folder) <= 40 * MIB
     store.close()
@@ -141,7 +142,7 @@ def test_a_start_finds_a_broken_tree_and_sets_its_shard_aside(folder: Path) -> N
     break_tree(folder / "shard-0000.lmdb")
     store = open_store(folder)
     assert "set aside" in store.notices[0]
-    assert {record.shard for record in store.scan()} == {1}
+    assert {record.shard for record in records_of(store.scan())} == {1}
     store.close()
 
 
@@ -154,7 +155,7 @@ def test_after_a_reboot_every_shard_is_walked_however_long_it_takes(
     pretend_reboot(folder)
     store = open_store(folder)
     assert "set aside" in store.notices[0]
-    assert {record.shard for record in store.scan()} == {1}
+    assert {record.shard for record in records_of(store.scan())} == {1}
     store.close()
 
 
@@ -163,7 +164,7 @@ def test_after_a_reboot_whole_shards_are_kept(folder: Path) -> None:
     pretend_reboot(folder)
     store = open_store(folder)
     assert store.notices == []
-    assert sum(1 for _ in store.scan()) == 400
+    assert sum(1 for _ in records_of(store.scan())) == 400
     store.close()
 
 
@@ -173,7 +174,7 @@ def test_inspection_of_every_shard_can_be_asked_for(folder: Path, monkeypatch: p
     break_tree(folder / "shard-0001.lmdb")
     store = LmdbStore.open(folder, 40 * MIB, shard_map_bytes=20 * MIB, inspect=True)
     assert "set aside" in store.notices[0]
-    assert {record.shard for record in store.scan()} == {0}
+    assert {record.shard for record in records_of(store.scan())} == {0}
     store.close()
 
 
@@ -203,7 +204,7 @@ def test_pages_lost_with_power_never_kill_the_process_or_pass_as_a_frame(folder:
                 file.seek(4096 * rng.randrange(2, 550))
                 file.write(bytes(4096) if trial % 2 else page)
         store = LmdbStore.open(folder, 40 * MIB, shard_map_bytes=20 * MIB)
-        for record in list(store.scan()):
+        for record in list(records_of(store.scan())):
             n = next(n for n in range(300) if key_of(n) == record.key)
             try:
                 with store.read(record.shard, record.key) as frame:
@@ -213,7 +214,8 @@ def test_pages_lost_with_power_never_kill_the_process_or_pass_as_a_frame(folder:
             except (FrameError, StoreError):
                 refused += 1
         for n in range(30):
-            put(store, 0, {key_of(1000 + n): frame_of(n, 5000)}, [record.key for record in store.scan()][:1])
+            there = [record.key for record in records_of(store.scan())]
+            put(store, 0, {key_of(1000 + n): frame_of(n, 5000)}, there[:1])
         store.close()
     print(served > 500, refused > 5)
     """
@@ -232,7 +234,7 @@ def test_too_many_open_files_is_an_error_that_sets_no_shard_aside(folder: Path) 
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         try:
             store = LmdbStore.open(folder, 40 * MIB, shard_map_bytes=20 * MIB)
-            assert sum(1 for _ in store.scan()) == 400
+            assert sum(1 for _ in records_of(store.scan())) == 400
             break
         except StoreError as error:
             print(error)

@@ -9,6 +9,7 @@ from lmdb.verify import verify
 
 from kvtier.errors import StoreError
 from kvtier.store import erase, lmdb_pages, shard
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.testing.contracts import frame_of, key_of, put, read
 from tests.rigs.lmdb_store import MIB, break_tree, fill_both, open_store
@@ -138,7 +139,7 @@ def test_the_walk_finds_the_pages_that_liblmdbs_own_checker_finds(seed: int, fol
         found, _ = lmdb_pages.reachable_pages(file.fileno())
     assert verify(str(path), subdir=False) == []
     # Erasing every page that was not found must leave each frame and the whole structure as it was.
-    frames = {record.key: read(store, 0, record.key) for record in store.scan()}
+    frames = {record.key: read(store, 0, record.key) for record in records_of(store.scan())}
     store.erase_deleted()
     assert {key: read(store, 0, key) for key in frames} == frames
     store.close()
@@ -175,7 +176,7 @@ def test_attaching_leaves_a_damaged_shard_where_it_is_and_names_it(folder: Path)
     before = sorted(path.name for path in folder.iterdir())
     store = LmdbStore.attach(folder)
     assert [notice.partition(":")[0] for notice in store.notices] == [str(folder / "shard-0000.lmdb")]
-    assert len(list(store.scan())) == 200
+    assert len(list(records_of(store.scan()))) == 200
     store.close()
     assert sorted(path.name for path in folder.iterdir()) == before
 

@@ -10,6 +10,7 @@ import pytest
 
 from kvtier.errors import StoreError
 from kvtier.store import direct
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.store.lmdb_index import PAGE_HEADER_BYTES, Entry, is_page_of, unpack
 from kvtier.testing.contracts import frame_of, key_of, put, read
@@ -97,7 +98,7 @@ def test_frames_written_before_pages_were_noted_are_still_read(store: LmdbStore)
     put(store, 0, {key_of(1): frame_of(1, 50_000)})
     change_entry(store, key_of(1), struct.pack("<QQ", 50_000, 1))
     assert read(store, 0, key_of(1)) == frame_of(1, 50_000)
-    assert [record.n_bytes for record in store.scan()] == [50_000]
+    assert [record.n_bytes for record in records_of(store.scan())] == [50_000]
 
 
 @pytest.mark.parametrize(

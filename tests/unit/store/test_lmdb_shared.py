@@ -10,6 +10,7 @@ import pytest
 from kvtier.errors import StoreError
 from kvtier.store import private
 from kvtier.store.base import Change
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.testing.contracts import frame_of, key_of, put, read
 from tests.rigs.lmdb_store import MIB, open_store
@@ -82,7 +83,7 @@ def test_a_shard_from_before_there_was_a_log_gets_one(folder: Path) -> None:
     store.close()
     again = open_store(folder)
     put(again, 0, {key_of(2): frame_of(2, 100)})
-    assert {record.key for record in again.scan()} == {key_of(1), key_of(2)}
+    assert {record.key for record in records_of(again.scan())} == {key_of(1), key_of(2)}
     again.close()
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import StoreFullError
+from kvtier.store.listing import records_of
 from kvtier.store.memory import MemoryStore
 from kvtier.testing.contracts import frame_of, key_of, put, read
 
@@ -13,7 +14,11 @@ def test_scan_tells_when_each_frame_was_written() -> None:
     put(store, 0, {key_of(1): b"one", key_of(2): b"two"})
     put(store, 0, {key_of(3): b"three"})
     put(store, 0, {key_of(1): b"again"})
-    assert {record.key: record.written_ns for record in store.scan()} == {key_of(1): 30, key_of(2): 10, key_of(3): 20}
+    assert {record.key: record.written_ns for record in records_of(store.scan())} == {
+        key_of(1): 30,
+        key_of(2): 10,
+        key_of(3): 20,
+    }
 
 
 def test_the_bound_is_exact_to_the_byte() -> None:

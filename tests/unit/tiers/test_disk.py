@@ -8,6 +8,7 @@ import pytest
 from kvtier.policy.linked import LinkedSlru
 from kvtier.residency import Frame
 from kvtier.store.base import Change
+from kvtier.store.listing import listings_of
 from kvtier.tiers.disk import FULL_REST, DiskTier
 from kvtier.types import ChunkKey, Record
 
@@ -165,7 +166,8 @@ def test_the_capacity_is_what_the_shards_may_hold_together():
 
 def test_an_opened_store_is_taken_over_oldest_coldest():
     disk = tier(2)
-    assert disk.load([record(1, 0, written_ns=30), record(2, 1, written_ns=10), record(3, 1, written_ns=20)]) == []
+    records = [record(1, 0, written_ns=30), record(2, 1, written_ns=10), record(3, 1, written_ns=20)]
+    assert disk.load(listings_of(records)) == []
     assert order(disk) == [2, 3, 1]
     frame = disk.get(key(2))
     assert frame is not None
@@ -176,13 +178,13 @@ def test_an_opened_store_is_taken_over_oldest_coldest():
 
 def test_frames_of_another_family_are_colder_than_all_own():
     disk = tier(1)
-    disk.load([record(1, written_ns=1), record(2, written_ns=99, family=b"family-0")])
+    disk.load(listings_of([record(1, written_ns=1), record(2, written_ns=99, family=b"family-0")]))
     assert order(disk) == [2, 1]
 
 
 def test_of_a_key_found_twice_the_newer_frame_stays():
     disk = tier(2)
-    assert disk.load([record(1, 0, written_ns=20), record(1, 1, written_ns=10)]) == [(1, key(1))]
+    assert disk.load(listings_of([record(1, 0, written_ns=20), record(1, 1, written_ns=10)])) == [(1, key(1))]
     frame = disk.get(key(1))
     assert frame is not None
     assert frame.shard == 0
@@ -193,7 +195,7 @@ def test_of_a_key_found_twice_the_newer_frame_stays():
 def test_what_a_shard_holds_too_much_leaves_at_open_coldest_first():
     disk = tier(2)
     records = [record(n, 0, written_ns=n) for n in range(13)] + [record(20, 1)]
-    assert disk.load(records) == [(0, key(n)) for n in range(3)]
+    assert disk.load(listings_of(records)) == [(0, key(n)) for n in range(3)]
     assert disk.used_bytes <= disk.capacity_bytes
     assert key(20) in disk
     assert disk.remembers(key(2))
@@ -202,13 +204,13 @@ def test_what_a_shard_holds_too_much_leaves_at_open_coldest_first():
 
 def test_the_policy_knows_the_size_of_the_tier_after_open():
     disk = tier(10)
-    disk.load([record(n) for n in range(10)])
+    disk.load(listings_of([record(n) for n in range(10)]))
     assert disk.policy._max_ghosts == 100
 
 
 def test_the_same_tokens_under_another_family_are_foreign():
     disk = tier(1)
-    disk.load([record(1), record(2, family=b"family-0")])
+    disk.load(listings_of([record(1), record(2, family=b"family-0")]))
     assert disk.has_foreign(key(2))
     assert not disk.has_foreign(key(1))
     assert not disk.has_foreign(key(3))
@@ -240,7 +242,7 @@ def test_a_chunk_takes_less_than_300_bytes_of_the_index():
     tracemalloc.start()
     try:
         disk = tier(1, n_chunks << 20)
-        disk.load(records)
+        disk.load(listings_of(records))
         used_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -334,7 +336,7 @@ def test_a_shard_that_others_filled_is_not_expected_to_hold_less():
 
 def test_a_store_that_is_shared_when_it_is_opened_keeps_second_frames_for_their_writers_to_delete():
     disk = tier(2)
-    assert disk.load([record(0, shard=1), record(0, shard=0)], alone=False) == []
+    assert disk.load(listings_of([record(0, shard=1), record(0, shard=0)]), alone=False) == []
     frame = disk.get(key(0))
     assert frame is not None
     assert frame.shard == 0
