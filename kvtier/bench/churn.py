@@ -7,6 +7,8 @@ policy on a made-up trace of conversations. GB/s are of frames as stored, the di
 
 from __future__ import annotations
 
+import mmap
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from kvtier.bench.store import key_of
 from kvtier.errors import StoreFullError
 from kvtier.policy.linked import LinkedSlru
 from kvtier.residency import Frame, Placement
+from kvtier.store.direct import start_writeback
 from kvtier.store.lmdb import LmdbStore, shard_map_bytes_for
 from kvtier.tiers.disk import MAX_VICTIM_SCAN, DiskTier
 from kvtier.types import ChunkKey
@@ -75,7 +78,7 @@ class Churn:
     cpu_s_per_gb: list[float] = field(default_factory=list)  # of each tenth: what is ours when the disk is not steady
     rate: float = 0.0  # GB/s of all of it
     bytes_over: float = 0.0  # the most that the files ever took beyond the capacity; 0 if they never did
-    amplification: float = 0.0  # bytes the kernel was to write for each byte of frame
+    amplification: float = 0.0  # bytes written to the device for each byte of frame
     n_full: int = 0  # batches for which a shard had no room
     n_refused: int = 0  # frames for which no room could be made
 
@@ -96,7 +99,7 @@ def churn(conditions: Conditions, victims: str) -> Churn:
             tier.batch()
         tier.settle()
         all_bytes, all_s = 0, 0.0
-        written_before = _written_bytes()
+        written_before = _written_bytes(conditions.folder)
         for tenth in range(10):
             conditions.progress(f"{victims} victims: replacing it {turns} times, {tenth * 10} %")
             started, cpu, n_bytes = time.perf_counter(), time.process_time(), 0
@@ -108,7 +111,7 @@ def churn(conditions: Conditions, victims: str) -> Churn:
             out.cpu_s_per_gb.append((time.process_time() - cpu) / n_bytes * GB)
             all_bytes, all_s = all_bytes + n_bytes, all_s + elapsed_s
         out.rate = all_bytes / all_s / GB
-        out.amplification = (_written_bytes() - written_before) / all_bytes
+        out.amplification = (_written_bytes(conditions.folder) - written_before) / all_bytes
         out.bytes_over = max(0, tier.most_bytes - tier.capacity_bytes)
         out.n_full, out.n_refused = tier.n_full, tier.n_refused
         conditions.note(
@@ -136,6 +139,7 @@ class _Tier:
         self._rng = _rng(0)
         policy: LinkedSlru[Frame] = _RandomVictims(self._rng) if victims == "random" else LinkedSlru(1)
         self._tier = DiskTier(self.store.n_shards, self.store.shard_bytes, self.store.frame_cost, policy)
+        self._tier.load(self.store.scan())  # nothing; from here on the store knows its own writes from others'
         self._keys = _conversations(self._tier, self._rng) if victims == "policy" else map(key_of, count())
         self._chunk_bytes = conditions.chunk_bytes
         self._noise = memoryview(_rng(1).randbytes(2 * conditions.chunk_bytes))
@@ -209,8 +213,13 @@ class _RandomVictims(LinkedSlru[Frame]):
             self._places[last] = place
 
     def victims(self) -> Iterator[ChunkKey]:
-        """Each key once, in random order; as many as are looked at."""
-        return iter(self._rng.sample(self._listed, min(MAX_VICTIM_SCAN, len(self._listed))))
+        """Keys drawn one by one, as many as are looked at; one that comes up twice counts once."""
+        drawn: set[ChunkKey] = set()
+        for _ in range(min(MAX_VICTIM_SCAN, len(self._listed))):
+            key = self._listed[int(self._rng.random() * len(self._listed))]
+            if key not in drawn:
+                drawn.add(key)
+                yield key
 
 
 def _conversations(tier: DiskTier, rng: random.Random) -> Iterator[ChunkKey]:
@@ -242,6 +251,7 @@ def _peers(conditions: Conditions) -> dict[str, float]:
         direct = DirectFile(conditions.folder / "direct.bin", n_bytes)
         rates["odirect"] = direct.n_bytes / _seconds(direct.write) / GB
         direct.path.unlink()
+    rates["page_cache"] = _rewritten_in_place(conditions)
     folder = conditions.folder / "files"
     files = FilePerChunk(folder)
     rng = _rng(0)
@@ -258,6 +268,42 @@ def _peers(conditions: Conditions) -> dict[str, float]:
     conditions.progress("a file for each frame, replaced")
     rates["file_per_chunk"] = sum(sizes) / _seconds(replace_each) / GB
     return rates
+
+
+def _rewritten_in_place(conditions: Conditions) -> float:
+    """GB/s of frames written to random places of one full file as large as the store: no tree, no room to be found.
+
+    What is left is the copy into the page cache, its memory, and the disk.
+    """
+    path, rng = conditions.folder / "file.bin", _rng(0)
+    noise = memoryview(rng.randbytes(2 * conditions.chunk_bytes))
+    n_file_bytes = int(conditions.data_bytes * _CAPACITY_PER_FRAME_BYTE)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def write(offset: int) -> int:
+        start = rng.randrange(conditions.chunk_bytes)
+        n_bytes = int(conditions.chunk_bytes * rng.uniform(_SMALLEST, _LARGEST))
+        n_bytes = os.pwrite(descriptor, noise[start : start + n_bytes], offset)
+        start_writeback(descriptor)
+        return n_bytes
+
+    def rewrite() -> None:
+        n_bytes = 0
+        while n_bytes < conditions.data_bytes:
+            n_bytes += write(
+                rng.randrange(max(1, n_file_bytes - conditions.chunk_bytes)) // mmap.PAGESIZE * mmap.PAGESIZE
+            )
+        os.fsync(descriptor)
+
+    conditions.progress("a file rewritten in place through the page cache")
+    try:
+        for offset in range(0, n_file_bytes, conditions.chunk_bytes // 2):
+            write(offset)
+        os.fsync(descriptor)
+        return conditions.data_bytes / _seconds(rewrite) / GB
+    finally:
+        os.close(descriptor)
+        path.unlink()
 
 
 def _rng(seed: int) -> random.Random:
@@ -279,7 +325,15 @@ def _bytes_in(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
 
 
-def _written_bytes() -> int:
-    """Bytes this process has made the kernel write to disks, or will have when all is written back."""
-    fields = dict(line.split(b": ") for line in Path("/proc/self/io").read_bytes().splitlines())
-    return int(fields[b"write_bytes"])
+def _written_bytes(folder: Path) -> int:
+    """Bytes written to the device that `folder` is on, whoever wrote them; what the file system hides, by this process.
+
+    What the kernel counts for a process is more than it writes: a page of a large folio counts as all of it.
+    """
+    device = folder.stat().st_dev
+    try:
+        fields = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat").read_text().split()
+        return int(fields[6]) * 512
+    except OSError:
+        counts = dict(line.split(b": ") for line in Path("/proc/self/io").read_bytes().splitlines())
+        return int(counts[b"write_bytes"])

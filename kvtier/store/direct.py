@@ -7,6 +7,7 @@ second copy would only take memory and time. docs/performance.md has what each w
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -30,8 +31,18 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
+_SYNC_FILE_RANGE_WRITE: Final = 2
+_sync_file_range = getattr(_libc, "sync_file_range", None)  # a C library other than glibc may have none
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 Preadv = Callable[[int, Sequence[memoryview], int], int]
+
+
+def start_writeback(descriptor: int) -> None:
+    """Have the kernel begin to write the dirty pages of a file, where it can be asked to."""
+    if _sync_file_range is not None:
+        _sync_file_range(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
 class PageReader:
@@ -63,6 +74,19 @@ class PageReader:
             self._buffers.append(buffer)
             raise
         return PageRun(buffer, n_bytes, self._buffers)
+
+    def start_writeback(self, file: int) -> None:
+        """Have the kernel begin to write what of `paths[file]` only the page cache has; does not wait for the disk.
+
+        Left to itself it begins when a tenth of the memory is dirty, and whoever syncs then waits for all of it. An
+        error is for that sync to report. Any thread, beside reads; waits only while the device's queue is full.
+        """
+        with contextlib.suppress(OSError):
+            opened = self._borrow(file)
+            try:
+                start_writeback(opened.buffered)
+            finally:
+                self._give_back(opened)
 
     def close(self) -> None:
         """Close all files."""

@@ -187,6 +187,7 @@ class LmdbStore:
         """
         with self._turn(shard):
             self._shards[shard].write(dict(puts), deletes, self._clock_ns())
+        self._reader.start_writeback(shard)
 
     @contextmanager
     def _turn(self, shard: int) -> Iterator[None]:

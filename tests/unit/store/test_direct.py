@@ -1,5 +1,6 @@
 """PageReader: whole ranges or an error, from the page cache or past it."""
 
+import ctypes
 import errno
 import os
 from collections.abc import Sequence
@@ -183,3 +184,28 @@ def test_few_files_stay_open_however_many_are_read(tmp_path: Path) -> None:
     assert sum(1 for _ in Path("/proc/self/fd").iterdir()) <= n_before + 2 * direct.MAX_OPEN_FILES
     reader.close()
     assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == n_before
+
+
+def n_dirty_pages(path: Path) -> int:
+    """By cachestat(2); skips where the kernel has none."""
+    counts = (ctypes.c_uint64 * 5)()  # cached, dirty, under writeback, evicted, recently evicted
+    with path.open("rb") as opened:
+        whole = (ctypes.c_uint64 * 2)(0, 0)
+        if ctypes.CDLL(None, use_errno=True).syscall(451, opened.fileno(), whole, counts, 0):
+            pytest.skip("the kernel has no cachestat")
+    return counts[1]
+
+
+def test_dirty_pages_go_to_the_disk_without_a_sync(file: Path) -> None:
+    reader = PageReader([file], N_PAGES * PAGE)
+    if not n_dirty_pages(file):
+        pytest.skip("a file system that keeps no dirty pages")
+    reader.start_writeback(0)
+    assert n_dirty_pages(file) == 0
+    reader.close()
+
+
+def test_what_cannot_be_opened_is_left_to_the_sync_to_report(tmp_path: Path) -> None:
+    reader = PageReader([tmp_path / "gone"], PAGE)
+    reader.start_writeback(0)
+    reader.close()
