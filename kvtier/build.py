@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from kvtier.budget import WriteBudget
 from kvtier.cache import TieredCache
+from kvtier.codec.frame import Sealing, frame_bound
 from kvtier.codec.guard import PLAIN
 from kvtier.codec.guards import guard_for, guarded
-from kvtier.codec.raw import Raw
-from kvtier.codec.registry import codec_for
+from kvtier.codec.registry import RAW, codec_for
 from kvtier.epoch import NAMESPACES, Epoch
 from kvtier.errors import ConfigError, KvtierError, StoreError, StoreFormatError
 from kvtier.keeper import Keeper
@@ -40,17 +40,18 @@ from kvtier.tiers.host import HostTier
 from kvtier.transfer.mover import READS_AHEAD, Mover
 from kvtier.transfer.probe import PROBE_BYTES, LoadProbe, sample
 from kvtier.transfer.slots import Slots
-from kvtier.types import Source
+from kvtier.types import Miss, Source
 from kvtier.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from kvtier.codec.guard import Guard
+    from kvtier.codec.base import Codec
     from kvtier.config import Config, Disk
     from kvtier.keys import Namespace
-    from kvtier.types import Geometry
+    from kvtier.transfer.work import ReadFrame
+    from kvtier.types import ChunkKey, Geometry
 
 
 RESET_WAIT_S = 1.0
@@ -68,6 +69,8 @@ class Kvtier:
         self.copy_rate = copy_rate
         self.last_engine_call_s = time.monotonic()
         self.recorder: TraceRecorder | None = None
+        self.sealing = Sealing(RAW, PLAIN)
+        self.read: ReadFrame = _no_frame
         self._epoch = epoch
         self._namespace = namespace
         self._family = namespace.family(epoch.name)
@@ -86,6 +89,10 @@ class Kvtier:
         name = secrets.token_hex(16) if writing.is_alive() else self._epoch.name
         self._family = self._namespace.family(name)
         self.cache.reset(self._family)
+
+    def before_stop(self, end: Callable[[], None]) -> None:
+        """Have `end` called first of all when this is stopped."""
+        self._on_stop.append(end)
 
     def stop(self) -> None:
         """End all threads; no slot is touched afterwards."""
@@ -116,14 +123,14 @@ def build(
     host = HostTier(n_slots, geometry.chunk_bytes, Slru(n_slots))
     store: Follower | None = None
     folder: Path | None = None
-    guard = PLAIN
+    sealing = Sealing(_codec_of(config, geometry), PLAIN)
     if config.disk is not None:
         try:
-            guard = guard_for(config)
+            sealing = Sealing(sealing.codec, guard_for(config))
             store, folder = _open_store(config, config.disk, geometry, report)
         except (KvtierError, OSError) as error:
             report(f"disk tier is off, the engine runs without it: {error}")
-    namespace = guarded(namespace, guard)
+    namespace = guarded(namespace, sealing.guard)
     epoch = Epoch(folder / NAMESPACES if folder is not None else None, namespace)
     if folder is not None and not epoch.persistent:
         report(f"{folder / NAMESPACES} cannot be written: what is stored now will not be found after a restart")
@@ -138,7 +145,7 @@ def build(
                 host=host,
                 store=store,
                 folder=folder,
-                guard=guard,
+                sealing=sealing,
                 epoch=epoch,
                 namespace=namespace,
                 report=report,
@@ -166,6 +173,7 @@ def build(
         )
         kvtier = Kvtier(cache, epoch, namespace, prefill_rate, copy_rate)
 
+    kvtier.sealing = sealing
     kvtier.recorder = _open_recorder(config, geometry, report)
     if kvtier.recorder is not None:
         kvtier._on_stop.append(kvtier.recorder.close)  # noqa: SLF001 - this module is the class's constructor
@@ -240,7 +248,7 @@ def _with_disk(
     host: HostTier,
     store: Follower,
     folder: Path,
-    guard: Guard,
+    sealing: Sealing,
     epoch: Epoch,
     namespace: Namespace,
     report: Callable[[str], None],
@@ -252,8 +260,8 @@ def _with_disk(
     mover = Mover(
         slots,
         store,
-        Raw() if disk_config.codec == "raw" else codec_for(geometry.dtype),
-        guard=guard,
+        sealing.codec,
+        guard=sealing.guard,
         n_promote_threads=disk_config.promote_threads,
         poll_s=max(0.05, disk_config.write_behind_after_s / 4),
         sync_every_s=disk_config.sync_every_s,
@@ -294,11 +302,12 @@ def _with_disk(
         budget=budget,
     )
     kvtier = Kvtier(cache, epoch, namespace, prefill_rate, copy_rate)
+    kvtier.read = mover.read
     probe = LoadProbe(
         store,
         sample(disk.frames(), len(disk), max(disk_config.promote_threads, PROBE_BYTES // geometry.chunk_bytes)),
         geometry.chunk_bytes,
-        guard=guard,
+        guard=sealing.guard,
         n_threads=disk_config.promote_threads,
         tell=cache.assume_load_rate,
     )
@@ -350,10 +359,27 @@ def _open_store(config: Config, disk: Disk, geometry: Geometry, report: Callable
     return Follower(store, report=report), folder
 
 
+def frame_room(config: Config, geometry: Geometry) -> int:
+    """Bytes that the frame of a chunk takes at most, for slots that hold frames."""
+    try:
+        guard = guard_for(config)
+    except (KvtierError, OSError):  # then `build` leaves the disk tier out, and says so
+        guard = PLAIN
+    return frame_bound(geometry.chunk_bytes, _codec_of(config, geometry), guard)
+
+
+def _codec_of(config: Config, geometry: Geometry) -> Codec:
+    return RAW if config.disk is not None and config.disk.codec == "raw" else codec_for(geometry.dtype)
+
+
 def _counts(totals: Stats) -> dict[str, int]:
     """What `kvtier inspect` shows of a namespace's use."""
     hits = {f"{source.name.lower()}_hit_tokens": totals.hit_tokens[source] for source in Source}
     return {"requests": totals.requests, "asked_tokens": totals.asked_tokens, **hits}
+
+
+def _no_frame(_shard: int, _key: ChunkKey, _use: Callable[[memoryview], None], /) -> Miss | None:
+    return Miss.NEW
 
 
 def _nothing(*_: object) -> None:

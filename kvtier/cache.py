@@ -14,7 +14,7 @@ from kvtier.holdings import Holdings
 from kvtier.observe.rate import PrefillRate
 from kvtier.observe.stats import Gauges, Stats
 from kvtier.policy.gate import LoadGate
-from kvtier.residency import Chain, Offload, Placement, Promises, Promotion, Resident, State
+from kvtier.residency import Chain, Frame, Offload, Placement, Promises, Promotion, Resident, State
 from kvtier.tiers.host import MAX_OFFLOAD_SCAN, MAX_PROMOTE_SCAN
 from kvtier.types import Lookup, Miss, Source
 
@@ -279,26 +279,13 @@ class TieredCache(Holdings):
         now = self._clock()
         with self._lock:
             resident = job.resident
-            job.frame.pins -= 1
-            self._n_promoting -= 1
-            self._gate.load_ended(now, self.host.chunk_bytes if failure is None else 0)
             self._promises.ready(resident)
             resident.since_s = now
             if failure is None:
-                self.stats.promoted_chunks += 1
-                self.stats.promote_raw_bytes += self.host.chunk_bytes
-                self.stats.promote_stored_bytes += job.frame.n_bytes
                 self.host.release(resident)
-                return
-            self.stats.corrupt_frames += failure is Miss.CORRUPT
-            self.stats.foreign_frames += failure is Miss.FOREIGN
-            self.stats.load_errors += failure is Miss.LOAD_FAILED
-            self._forget_host(resident, failure)
-            # A frame that is not there any more, or not where it was, was another process's to delete.
-            if failure is not Miss.GATE and self.disk is not None and self.disk.get(resident.key) is job.frame:
-                self.disk.drop(resident.key)
-                if failure is not Miss.EVICTED:
-                    self._delete_frame(job.frame.shard, resident.key)
+            else:
+                self._forget_host(resident, failure)
+            self._read_ended(job.frame, failure, now)
 
     def assume_load_rate(self, bytes_per_s: float) -> None:
         """What a probe of the disk tier gave; counts unless loads have been measured meanwhile."""
@@ -405,6 +392,24 @@ class TieredCache(Holdings):
             assert self._n_promoting >= 0
 
     # ---- under the lock ---------------------------------------------------------------------------------------------
+
+    def _read_ended(self, frame: Frame, failure: Miss | None, now_s: float) -> None:
+        frame.pins -= 1
+        self._n_promoting -= 1
+        self._gate.load_ended(now_s, self.host.chunk_bytes if failure is None else 0)
+        if failure is None:
+            self.stats.promoted_chunks += 1
+            self.stats.promote_raw_bytes += self.host.chunk_bytes
+            self.stats.promote_stored_bytes += frame.n_bytes
+            return
+        self.stats.corrupt_frames += failure is Miss.CORRUPT
+        self.stats.foreign_frames += failure is Miss.FOREIGN
+        self.stats.load_errors += failure is Miss.LOAD_FAILED
+        # A frame that is not there any more, or not where it was, was another process's to delete.
+        if failure is not Miss.GATE and self.disk is not None and self.disk.get(frame.key) is frame:
+            self.disk.drop(frame.key)
+            if failure is not Miss.EVICTED:
+                self._delete_frame(frame.shard, frame.key)
 
     def _lookup_disk(self, chain: Chain, key: ChunkKey) -> Lookup:
         disk = self.disk

@@ -18,6 +18,13 @@ typedef struct {
     unsigned (*is_error)(size_t code);
 } zstd_t;
 
+/* Values in rows of equal length, any two dimensions of them apart: how a page lies in an engine's memory. */
+typedef struct {
+    uint8_t *first;
+    size_t row_values, n_inner, n_values;
+    ptrdiff_t outer, inner;
+} rows_t;
+
 enum { WHOLE = 0, CUT_SHORT = 1, TOO_LONG = 2 }; /* what join() returns; below zero it is an error code of zstd's */
 
 static void split_values(const uint8_t *values, uint8_t *low, uint8_t *high, size_t n)
@@ -52,8 +59,59 @@ static void join_values(const uint8_t *low, const uint8_t *high, uint8_t *values
     }
 }
 
+/* Up to three dimensions, the last without gaps and even; bytes. */
+static int as_rows(const Py_buffer *view, rows_t *rows)
+{
+    int n = view->ndim;
+    Py_ssize_t length;
+    if (n < 1 || n > 3 || view->itemsize != 1 || !view->shape || !view->strides)
+        return 0;
+    length = view->shape[n - 1];
+    if (length < 2 || length % 2 || view->strides[n - 1] != 1)
+        return 0;
+    rows->first = view->buf;
+    rows->row_values = (size_t)length / 2;
+    rows->n_inner = n > 1 ? (size_t)view->shape[n - 2] : 1;
+    rows->inner = n > 1 ? view->strides[n - 2] : 0;
+    rows->outer = n > 2 ? view->strides[0] : 0;
+    rows->n_values = rows->row_values * rows->n_inner * (n > 2 ? (size_t)view->shape[0] : 1);
+    return 1;
+}
+
+/* Where value `at` lies; `n` is cut down to what follows it in its row. */
+static uint8_t *place_of(const rows_t *rows, size_t at, size_t *n)
+{
+    size_t row = at / rows->row_values, column = at % rows->row_values;
+    if (*n > rows->row_values - column)
+        *n = rows->row_values - column;
+    return rows->first + (ptrdiff_t)(row / rows->n_inner) * rows->outer +
+           (ptrdiff_t)(row % rows->n_inner) * rows->inner + 2 * column;
+}
+
+static void split_rows(const rows_t *rows, uint8_t *low, uint8_t *high)
+{
+    size_t at = 0, n;
+    for (; at < rows->n_values; at += n) {
+        const uint8_t *values;
+        n = rows->n_values - at;
+        values = place_of(rows, at, &n);
+        split_values(values, low + at, high + at, n);
+    }
+}
+
+static void join_rows(const rows_t *rows, size_t at, size_t end, const uint8_t *low, const uint8_t *high)
+{
+    size_t n;
+    for (; at < end; at += n) {
+        uint8_t *values;
+        n = end - at;
+        values = place_of(rows, at, &n);
+        join_values(low + at, high + at, values, n);
+    }
+}
+
 static long long join_section(const zstd_t *zstd, void *context, const Py_buffer *low, const Py_buffer *section,
-                              const Py_buffer *scratch, const Py_buffer *out)
+                              const Py_buffer *scratch, const rows_t *out)
 {
     const uint8_t *source = section->buf;
     uint8_t *high = scratch->buf;
@@ -69,7 +127,7 @@ static long long join_section(const zstd_t *zstd, void *context, const Py_buffer
             return (ptrdiff_t)code;
         if (code > n_values - n_high)
             return TOO_LONG;
-        join_values((const uint8_t *)low->buf + n_high, high + n_high, (uint8_t *)out->buf + 2 * n_high, code);
+        join_rows(out, n_high, n_high + code, low->buf, high);
         at += wanted;
         n_high += code;
     }
@@ -82,14 +140,21 @@ static long long join_section(const zstd_t *zstd, void *context, const Py_buffer
 static PyObject *split(PyObject *module, PyObject *args)
 {
     Py_buffer values, low, high;
+    PyObject *object;
+    rows_t rows;
     int fits;
     (void)module;
-    if (!PyArg_ParseTuple(args, "y*w*w*:split", &values, &low, &high))
+    if (!PyArg_ParseTuple(args, "Ow*w*:split", &object, &low, &high))
         return NULL;
-    fits = values.len % 2 == 0 && low.len == values.len / 2 && high.len == low.len;
+    if (PyObject_GetBuffer(object, &values, PyBUF_STRIDED_RO) < 0) {
+        PyBuffer_Release(&low);
+        PyBuffer_Release(&high);
+        return NULL;
+    }
+    fits = as_rows(&values, &rows) && (size_t)low.len == rows.n_values && high.len == low.len;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        split_values(values.buf, low.buf, high.buf, (size_t)low.len);
+        split_rows(&rows, low.buf, high.buf);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&values);
@@ -97,7 +162,7 @@ static PyObject *split(PyObject *module, PyObject *args)
     PyBuffer_Release(&high);
     if (fits)
         Py_RETURN_NONE;
-    PyErr_SetString(PyExc_ValueError, "split: low and high take half of the values' bytes each");
+    PyErr_SetString(PyExc_ValueError, "split: low and high take half of the values' bytes each, and those are in even rows");
     return NULL;
 }
 
@@ -105,20 +170,28 @@ static PyObject *join(PyObject *module, PyObject *args)
 {
     unsigned long long context, begin, next_bytes, decode, is_error;
     Py_buffer low, section, scratch, out;
+    PyObject *object;
+    rows_t rows;
     long long outcome = WHOLE;
     int fits;
     (void)module;
-    if (!PyArg_ParseTuple(args, "(KKKK)Ky*y*w*w*:join", &begin, &next_bytes, &decode, &is_error, &context, &low,
-                          &section, &scratch, &out))
+    if (!PyArg_ParseTuple(args, "(KKKK)Ky*y*w*O:join", &begin, &next_bytes, &decode, &is_error, &context, &low,
+                          &section, &scratch, &object))
         return NULL;
-    fits = out.len % 2 == 0 && low.len == out.len / 2 && scratch.len >= low.len && begin && next_bytes && decode &&
-           is_error && context;
+    if (PyObject_GetBuffer(object, &out, PyBUF_STRIDED) < 0) {
+        PyBuffer_Release(&low);
+        PyBuffer_Release(&section);
+        PyBuffer_Release(&scratch);
+        return NULL;
+    }
+    fits = as_rows(&out, &rows) && (size_t)low.len == rows.n_values && scratch.len >= low.len && begin &&
+           next_bytes && decode && is_error && context;
     if (fits) {
         zstd_t zstd = {(size_t(*)(void *))(uintptr_t)begin, (size_t(*)(void *))(uintptr_t)next_bytes,
                        (size_t(*)(void *, void *, size_t, const void *, size_t))(uintptr_t)decode,
                        (unsigned (*)(size_t))(uintptr_t)is_error};
         Py_BEGIN_ALLOW_THREADS
-        outcome = join_section(&zstd, (void *)(uintptr_t)context, &low, &section, &scratch, &out);
+        outcome = join_section(&zstd, (void *)(uintptr_t)context, &low, &section, &scratch, &rows);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&low);
@@ -127,7 +200,7 @@ static PyObject *join(PyObject *module, PyObject *args)
     PyBuffer_Release(&out);
     if (fits)
         return PyLong_FromLongLong(outcome);
-    PyErr_SetString(PyExc_ValueError, "join: low takes half of out's bytes, scratch as many, and no address is zero");
+    PyErr_SetString(PyExc_ValueError, "join: low takes half of out's bytes, scratch as many, out is bytes in even rows, and no address is zero");
     return NULL;
 }
 
@@ -139,7 +212,7 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static int describe(PyObject *module) { return PyModule_AddIntConstant(module, "INTERFACE", 1); }
+static int describe(PyObject *module) { return PyModule_AddIntConstant(module, "INTERFACE", 2); }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)describe}, {0, NULL}};
 

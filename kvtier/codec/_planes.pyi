@@ -1,13 +1,18 @@
 from typing import Final
 
-INTERFACE: Final = 1
+import numpy as np
+import numpy.typing as npt
 
-def split(values: memoryview, low: memoryview, high: memoryview) -> None: ...
+Values = memoryview | npt.NDArray[np.uint8]
+
+INTERFACE: Final = 2
+
+def split(values: Values, low: memoryview, high: memoryview) -> None: ...
 def join(
     functions: tuple[int, int, int, int],
     context: int,
     low: memoryview,
     section: memoryview,
     scratch: memoryview,
-    out: memoryview,
+    out: Values,
 ) -> int: ...

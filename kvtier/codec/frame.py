@@ -11,7 +11,7 @@ import xxhash
 
 from kvtier.codec.base import Codec
 from kvtier.codec.guard import EXTENSION_BYTES, PLAIN, Guard
-from kvtier.codec.raw import copy_bytes
+from kvtier.codec.pieces import Chunk, decode_chunk, encode_chunk
 from kvtier.codec.registry import RAW, codec_by_id
 from kvtier.errors import FrameCorruptError, FrameForeignError
 from kvtier.types import ChunkKey
@@ -42,12 +42,19 @@ class FrameHeader(NamedTuple):
     checksum: bytes  # xxh3_128 of everything else
 
 
+class Sealing(NamedTuple):
+    """How an engine's frames are made."""
+
+    codec: Codec
+    guard: Guard
+
+
 def frame_bound(n_bytes: int, codec: Codec, guard: Guard = PLAIN) -> int:
     """Bytes `seal_into` needs for a chunk of `n_bytes`."""
     return _payload_at(guard) + max(n_bytes, codec.bound(n_bytes)) + guard.slack_bytes
 
 
-def seal_into(chunk: memoryview, out: memoryview, *, key: ChunkKey, codec: Codec, guard: Guard = PLAIN) -> int:
+def seal_into(chunk: Chunk, out: memoryview, *, key: ChunkKey, codec: Codec, guard: Guard = PLAIN) -> int:
     """Write `chunk` as a frame to the front of `out` and return the frame's length.
 
     Called on transfer threads. `out` is at least `frame_bound(len(chunk), codec, guard)` long and does not overlap
@@ -60,11 +67,11 @@ def seal_into(chunk: memoryview, out: memoryview, *, key: ChunkKey, codec: Codec
     if len(out) < bound:
         raise ValueError(f"{len(out)} bytes of room for a frame that may take {bound}")
     start = _payload_at(guard)
-    n_payload = codec.encode_into(chunk, out[start:])
+    n_payload = encode_chunk(codec, chunk, out[start:])
     codec_id = codec.codec_id
     if n_payload >= len(chunk):
         codec_id, n_payload = RAW.codec_id, len(chunk)
-        copy_bytes(chunk, out[start : start + n_payload])
+        encode_chunk(RAW, chunk, out[start:])
     end = start + n_payload
     head = _HEAD.pack(
         MAGIC, FORMAT_VERSION, codec_id, guard.flags, len(chunk), n_payload, _padded_namespace(key), _key_tag(key)
@@ -118,7 +125,7 @@ def check_identity(header: FrameHeader, key: ChunkKey) -> None:
         )
 
 
-def open_into(frame: memoryview, out: memoryview, *, key: ChunkKey, guard: Guard = PLAIN) -> None:
+def open_into(frame: memoryview, out: Chunk, *, key: ChunkKey, guard: Guard = PLAIN) -> None:
     """Verify that `frame` holds the chunk of `key`, made under `guard`, and decode it into `out`, filling it exactly.
 
     Called on transfer threads with bytes straight from the medium: `frame` may be anything. Raises FrameCorruptError or
@@ -137,7 +144,7 @@ def open_into(frame: memoryview, out: memoryview, *, key: ChunkKey, guard: Guard
         raise FrameCorruptError(f"{header.payload_bytes} bytes of payload are too many for a chunk of {len(out)}")
     # Of the fields that were looked at: the frame itself may be in other hands.
     head = _HEAD.pack(MAGIC, *header[:-1])
-    codec.decode_into(guard.unprotect(head, key, frame[start:], frame[HEADER_BYTES:start]), out)
+    decode_chunk(codec, guard.unprotect(head, key, frame[start:], frame[HEADER_BYTES:start]), out)
 
 
 def _payload_at(guard: Guard) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kvtier.codec import entropy
 from kvtier.codec.forms import Form, best_form
+from kvtier.codec.pieces import Pieces, gathered, scattered
 from kvtier.errors import FrameCorruptError
 
 
@@ -48,3 +49,23 @@ class BytePlanes:
             raise FrameCorruptError(f"compressed part is {len(payload) - n_low} bytes, expected none")
         if n_low > n_values:
             out[-1] = payload[n_values]
+
+    def encode_pieces(self, pieces: Pieces, out: memoryview) -> int:
+        """As `encode_into`, straight from where the chunk lies."""
+        if pieces.odd:
+            return self.encode_into(gathered(pieces), out)
+        n_values = len(pieces) // 2
+        high = entropy.scratch(n_values).data
+        for at, rows in pieces.parts():
+            here = slice(at // 2, (at + rows.size) // 2)
+            self._form.split(rows, out[here], high[here])
+        return n_values + entropy.compress_into(high, out[n_values:])
+
+    def decode_pieces(self, payload: memoryview, pieces: Pieces) -> None:
+        """As `decode_into`, straight to where the chunk is to lie if that is one array."""
+        n_values = len(pieces) // 2
+        if pieces.odd or len(pieces.blocks) != 1 or len(payload) < n_values:
+            with scattered(pieces) as whole:
+                self.decode_into(payload, whole)
+        else:
+            self._form.join(payload[:n_values], payload[n_values:], pieces.blocks[0])

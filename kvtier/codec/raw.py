@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvtier.codec.pieces import Pieces
 from kvtier.errors import FrameCorruptError
 
 
@@ -31,3 +32,14 @@ class Raw:
         if len(payload) != len(out):
             raise FrameCorruptError(f"raw payload is {len(payload)} bytes, expected {len(out)}")
         copy_bytes(payload, out)
+
+    def encode_pieces(self, pieces: Pieces, out: memoryview) -> int:
+        """Copy the pieces to the front of `out`."""
+        pieces.gather(out[: len(pieces)])
+        return len(pieces)
+
+    def decode_pieces(self, payload: memoryview, pieces: Pieces) -> None:
+        """Copy `payload` to the pieces; FrameCorruptError when the lengths differ."""
+        if len(payload) != len(pieces):
+            raise FrameCorruptError(f"raw payload is {len(payload)} bytes, expected {len(pieces)}")
+        pieces.scatter(payload)

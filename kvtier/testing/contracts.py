@@ -10,6 +10,8 @@ class TestMyStore(StoreContract):
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import itertools
 import random
 import threading
 import time
@@ -23,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvtier.codec.base import Codec
+from kvtier.codec.pieces import Pieces, decode_chunk, encode_chunk
 from kvtier.errors import FrameCorruptError, StoreFullError
 from kvtier.store.base import Store
 from kvtier.store.listing import records_of
@@ -312,6 +315,20 @@ class CodecContract:
         assert out == chunk
 
     @_inherited
+    @given(CHUNKS, st.lists(st.integers(0, 90), max_size=9), st.integers(0, 5))
+    def test_a_chunk_in_pieces_gives_the_payload_of_the_whole_and_comes_back(
+        self, chunk: bytes, lengths: list[int], gap: int
+    ) -> None:
+        codec = self.make_codec()
+        source, target = Scattered(chunk, lengths, gap), Scattered(bytes(len(chunk)), lengths, gap)
+        payload = bytearray(codec.bound(len(chunk)))
+        n_bytes = encode_chunk(codec, source.pieces, memoryview(payload))
+        assert payload[:n_bytes] == encode(codec, chunk)
+        decode_chunk(codec, memoryview(payload)[:n_bytes], target.pieces)
+        assert target.content == chunk
+        assert target.between == source.between == Scattered.BETWEEN * len(source.between)
+
+    @_inherited
     @given(CHUNKS, st.data())
     def test_a_payload_cut_short_does_not_decode(self, chunk: bytes, data: st.DataObject) -> None:
         payload = encode(self.make_codec(), chunk)
@@ -372,6 +389,44 @@ class CodecContract:
         there_and_back()
         assert _peak_bytes(there_and_back) < 64_000
         assert out == chunk
+
+
+class Scattered:
+    """A chunk in pieces of so many bytes, the last of them as often as it takes, with `gap` bytes between them."""
+
+    BETWEEN = b"\xa5"
+
+    def __init__(self, chunk: bytes, lengths: Sequence[int] = (), gap: int = 0) -> None:
+        self._memory = bytearray()
+        self._places: list[slice] = []
+        at = 0
+        for length in itertools.chain(lengths, itertools.repeat((lengths or [7])[-1] or 7)):
+            if at == len(chunk):
+                break
+            begin = len(self._memory)
+            self._memory += chunk[at : at + length]
+            self._places.append(slice(begin, len(self._memory)))
+            self._memory += self.BETWEEN * gap
+            at = min(len(chunk), at + length)
+
+    @property
+    def pieces(self) -> Pieces:
+        """Where it lies, for as long as this lives."""
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory)) if self._memory else 0
+        return Pieces([(address + place.start, place.stop - place.start) for place in self._places])
+
+    @property
+    def content(self) -> bytes:
+        """The chunk as it is now."""
+        return b"".join(self._memory[place] for place in self._places)
+
+    @property
+    def between(self) -> bytes:
+        """What is between the pieces now."""
+        rest = bytearray(self._memory)
+        for place in reversed(self._places):
+            del rest[place]
+        return bytes(rest)
 
 
 def encode(codec: Codec, chunk: bytes) -> bytes:

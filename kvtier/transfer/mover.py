@@ -12,6 +12,7 @@ import os
 import queue
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kvtier.codec.frame import frame_bound, open_into, seal_into
@@ -86,7 +87,7 @@ class Mover:
         self._clock = clock
         self._work: Work | None = None
         self._promotions: queue.SimpleQueue[Promotion | None] = queue.SimpleQueue()
-        self._loads = LoadsFirst()
+        self._loads, self._borrowed = LoadsFirst(), LoadsFirst()  # all of them; those on threads of others
         self._may_decode = threading.Semaphore(n_promote_threads)
         self._deletes: queue.SimpleQueue[tuple[int, ChunkKey]] = queue.SimpleQueue()
         self._wake = threading.Event()
@@ -94,7 +95,7 @@ class Mover:
         self._read_breaker, self._write_breaker = Breaker(), Breaker()
         self._breaker_lock = threading.Lock()
         self._owed: dict[int, list[ChunkKey]] = {}  # deletes to come, by shard; with its next write at the latest
-        bound = frame_bound(len(slots[0]), codec, guard)
+        bound = 1 if slots.sealed else frame_bound(len(slots[0]), codec, guard)
         n_buffers = max(1, min(SPILL_BATCH, SPILL_BUFFER_BYTES // bound))
         self._buffers = [memoryview(bytearray(bound)) for _ in range(n_buffers)]
         self._unsynced = self._syncs_fail = False
@@ -123,6 +124,20 @@ class Mover:
         self._loads.began()
         self._promotions.put(job)
 
+    def read(self, shard: int, key: ChunkKey, use: Callable[[memoryview], None]) -> Miss | None:
+        """Read a frame for `use`, which raises what `open_into` does; why that did not work, None if it did.
+
+        For threads that are not this class's, in place of a promotion: any number of them, of which as many as
+        decode here are in `use` at a time. Blocks for as long as the medium does. Never raises.
+        """
+        self._loads.began()
+        self._borrowed.began()
+        try:
+            return self._outcome(partial(self._read, shard, key, use))
+        finally:
+            self._borrowed.ended()
+            self._loads.ended()
+
     def wake_spiller(self) -> None:
         """There may be something to spill. Never blocks; any thread."""
         self._wake.set()
@@ -145,41 +160,46 @@ class Mover:
         give_up_s = time.monotonic() + STOP_TIMEOUT_S
         for thread in self._threads:
             thread.join(max(0.0, give_up_s - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        others_ended = self._borrowed.none_within(give_up_s - time.monotonic())
+        return others_ended and not any(thread.is_alive() for thread in self._threads)
 
     # ---- up ---------------------------------------------------------------------------------------------------------
 
     def _promote_loop(self) -> None:
-        _step_back(PROMOTE_NICENESS)
+        step_back(PROMOTE_NICENESS)
         while True:
             job = self._promotions.get()
             if job is None or self._stopping:
                 return
             try:
-                self._the_work.promoted(job, self._outcome(job))
+                self._the_work.promoted(job, self._outcome(partial(self._promote, job)))
             except Exception as error:  # noqa: BLE001 - the thread must outlive any surprise
                 self._tell(f"ending a promotion failed unexpectedly: {error!r}")
             finally:
                 self._loads.ended()
 
-    def _outcome(self, job: Promotion) -> Miss | None:
+    def _outcome(self, load: Callable[[], Miss | None]) -> Miss | None:
         try:
-            return self._promote(job)
+            return load()
         except Exception as error:  # noqa: BLE001 - whatever it was, the chunk is a miss
             self._tell(f"promotion failed unexpectedly: {error!r}")
             return Miss.LOAD_FAILED
 
     def _promote(self, job: Promotion) -> Miss | None:
-        if not self._the_work.disk_readable:
+        key = job.resident.key
+        slot = self._slots[job.resident.slot]
+        return self._read(job.frame.shard, key, lambda frame: open_into(frame, slot, key=key, guard=self._guard))
+
+    def _read(self, shard: int, key: ChunkKey, use: Callable[[memoryview], None]) -> Miss | None:
+        if not self._the_work.disk_readable or self._stopping:
             return Miss.GATE  # switched off since: nobody waits for a sick medium, and the frame may be sound
-        key, shard = job.resident.key, job.frame.shard
         try:
             with self._store.read(shard, key) as frame:
                 if frame is None:
                     self._reads_ok()
                     return Miss.EVICTED
                 with self._may_decode:
-                    open_into(frame, self._slots[job.resident.slot], key=key, guard=self._guard)
+                    use(frame)
         except FrameCorruptError as error:
             self._report_bad(shard, key, error)
             return Miss.CORRUPT
@@ -213,7 +233,7 @@ class Mover:
     # ---- down -------------------------------------------------------------------------------------------------------
 
     def _spill_loop(self) -> None:
-        _step_back(SPILL_NICENESS)
+        step_back(SPILL_NICENESS)
         while not self._stopping:
             try:
                 busy = self._spill_round()
@@ -257,9 +277,11 @@ class Mover:
     ) -> None:
         placement = None
         try:
-            chunk = self._slots[resident.slot]
-            n_bytes = seal_into(chunk, buffer, key=resident.key, codec=self._codec, guard=self._guard)
-            placement = self._the_work.place(resident.key, n_bytes)
+            frame = self._slots[resident.slot]
+            if not self._slots.sealed:
+                n_bytes = seal_into(frame, buffer, key=resident.key, codec=self._codec, guard=self._guard)
+                frame = buffer[:n_bytes]
+            placement = self._the_work.place(resident.key, len(frame))
         except Exception as error:  # noqa: BLE001 - the resident must be unpinned whatever happens
             self._tell(f"sealing failed unexpectedly: {error!r}")
         if placement is None:
@@ -267,7 +289,7 @@ class Mover:
             return
         for shard, key in placement.evicted:
             self._owed.setdefault(shard, []).append(key)
-        by_shard.setdefault(placement.frame.shard, []).append((resident, placement, buffer[:n_bytes]))
+        by_shard.setdefault(placement.frame.shard, []).append((resident, placement, frame))
 
     def _write(self, shard: int, items: list[tuple[Resident, Placement, memoryview]]) -> None:
         """Write `items` to one shard, and delete what is owed there."""
@@ -339,7 +361,7 @@ class Mover:
         return self._work
 
 
-def _step_back(niceness: int) -> None:
+def step_back(niceness: int) -> None:
     """Let the calling thread run behind others, where the system knows priorities of threads."""
     if hasattr(os, "setpriority"):
         with contextlib.suppress(OSError):  # a container may forbid it; then the thread competes as an equal

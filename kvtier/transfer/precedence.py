@@ -27,6 +27,11 @@ class LoadsFirst:
             if not self._n_loads:
                 self._changed.notify_all()
 
+    def none_within(self, timeout_s: float) -> bool:
+        """Wait until there is none; False after `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._n_loads, max(0.0, timeout_s))
+
     def give_way(self) -> bool:
         """Called before each step of a spill: wait until there is no promotion, or GIVE_WAY_S. Whether it waited."""
         if not self._n_loads:

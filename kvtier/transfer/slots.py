@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-import ctypes
-
 
 class Slots:
     """`n` equal rows of one flat buffer."""
 
-    def __init__(self, buffer: memoryview, chunk_bytes: int) -> None:
-        """Cut `buffer`, C-contiguous and writable, into rows of `chunk_bytes`."""
+    sealed = False
+    """Whether a slot holds a chunk's frame instead of the chunk."""
+
+    def __init__(self, buffer: memoryview, row_bytes: int) -> None:
+        """Cut `buffer`, C-contiguous and writable, into rows of `row_bytes`."""
         self._flat = buffer.cast("B")
-        self._chunk_bytes = chunk_bytes
-        self.n = len(self._flat) // chunk_bytes
-        self._used_bytes: dict[int, int] = {}  # of the slots whose chunk is shorter than a row
+        self._row_bytes = row_bytes
+        self.n = len(self._flat) // row_bytes
 
     def __getitem__(self, slot: int) -> memoryview:
-        start = slot * self._chunk_bytes
-        return self._flat[start : start + self._used_bytes.get(slot, self._chunk_bytes)]
+        start = slot * self._row_bytes
+        return self._flat[start : start + self._row_bytes]
 
-    def fit(self, slot: int, n_bytes: int) -> None:
-        """The chunk that comes to `slot` next is `n_bytes` long, at most a row."""
-        assert 0 <= n_bytes <= self._chunk_bytes
+
+class FrameSlots(Slots):
+    """Slots that hold frames, which are of any length up to a row's: what was sealed before it came here."""
+
+    sealed = True
+
+    def __init__(self, buffer: memoryview, row_bytes: int) -> None:
+        """As Slots."""
+        super().__init__(buffer, row_bytes)
+        self._used_bytes = [0] * self.n
+
+    def __getitem__(self, slot: int) -> memoryview:
+        return super().__getitem__(slot)[: self._used_bytes[slot]]
+
+    def row(self, slot: int) -> memoryview:
+        """All of the slot, to seal into. Say with `holds` what came of it."""
+        return super().__getitem__(slot)
+
+    def holds(self, slot: int, n_bytes: int) -> None:
+        """The slot's frame is so long."""
         self._used_bytes[slot] = n_bytes
-
-    def address(self, slot: int) -> int:
-        """Where the slot begins in memory, for copies that need no view."""
-        return ctypes.addressof(ctypes.c_char.from_buffer(self._flat, slot * self._chunk_bytes))

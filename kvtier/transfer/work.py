@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from kvtier.observe.stats import Stats
@@ -34,4 +35,12 @@ class Work(Protocol):
 
     def n_dirty(self) -> int:
         """Chunks that wait to be written."""
+        ...
+
+
+class ReadFrame(Protocol):
+    """How others than the Mover read frames: see `Mover.read`."""
+
+    def __call__(self, shard: int, key: ChunkKey, use: Callable[[memoryview], None], /) -> Miss | None:
+        """Have a frame's bytes used; why not, if not."""
         ...

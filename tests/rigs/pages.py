@@ -3,14 +3,15 @@
 import ctypes
 import random
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 from kvtier import config as config_module
-from kvtier.build import Kvtier, build
+from kvtier.build import Kvtier, build, frame_room
+from kvtier.codec.pieces import Segments
 from kvtier.keys import NO_TENANT, Namespace
-from kvtier.pages import Pages, PagesCache, Segments
-from kvtier.transfer.slots import Slots
+from kvtier.pages import Pages
+from kvtier.pages_cache import PagesCache
+from kvtier.transfer.slots import FrameSlots
 from kvtier.types import ChunkKey, Geometry
 
 PAGE_BYTES = 16 << 10
@@ -51,30 +52,36 @@ class PagesRig:
         timeout_s: float = 20.0,
         disk: Mapping[str, object] | None = None,
         namespace: Mapping[str, str] | None = None,
+        more: Mapping[str, object] | None = None,
     ) -> None:
-        settings: dict[str, object] = {"version": 1, "disk": "off"}
+        settings: dict[str, object] = {"version": 1, "disk": "off", **(more or {})}
         if folder is not None:
             settings["disk"] = {
                 "path": str(folder), "capacity": "64MiB", "write_behind_after": "0s", "load": "always", **(disk or {})
             }  # fmt: skip
         self.reports: list[str] = []
-        self._pool = bytearray(n_slots * PAGE_BYTES)
-        slots = Slots(memoryview(self._pool), PAGE_BYTES)
+        config = config_module.parse(settings)
+        geometry = Geometry(PAGE_BYTES, 16, "bfloat16")
+        row_bytes = frame_room(config, geometry)
+        self._pool = bytearray(n_slots * row_bytes)
+        slots = FrameSlots(memoryview(self._pool), row_bytes)
         self.kvtier: Kvtier = build(
-            config_module.parse(settings),
-            Geometry(PAGE_BYTES, 16, "bfloat16"),
+            config,
+            geometry,
             slots,
             Namespace(namespace or {"model": "m"}),
             report=self.reports.append,
             emit=lambda line: None,
-            make_cache=partial(PagesCache, slots=slots),
+            make_cache=PagesCache,
         )
         cache = self.kvtier.cache
         assert isinstance(cache, PagesCache)
         self.cache = cache
-        self.cache.declare(KIND, PAGE_BYTES)
-        self.cache.declare(SMALL_KIND, SMALL_BYTES)
-        self.pages = Pages(self.cache, slots, get_timeout_s=timeout_s, put_timeout_s=timeout_s)
+        self.pages = Pages(
+            self.cache, slots, self.kvtier.sealing, self.kvtier.read, n_threads=2,
+            get_timeout_s=timeout_s, put_timeout_s=timeout_s,
+        )  # fmt: skip
+        self.kvtier.before_stop(self.pages.stop)
 
     def keys(self, names: list[str], kind: bytes = KIND) -> list[ChunkKey]:
         return [ChunkKey(self.kvtier.family + kind + NO_TENANT + name.encode()) for name in names]

@@ -1,4 +1,4 @@
-"""Pages: an engine's own memory, through the staging buffer, to a real store and back."""
+"""Pages: an engine's own memory, sealed from there, to a real store and back."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kvtier.codec.frame import open_into
+from kvtier.codec.pieces import Pieces
 from kvtier.errors import StoreError
 from kvtier.store.lmdb import LmdbStore
 from kvtier.types import Miss, Source
@@ -52,7 +54,7 @@ def test_a_restart_finds_every_page_on_disk(start: Start) -> None:
     assert content == [page(name) for name in names(40)]
 
 
-def test_a_call_may_move_many_times_more_than_the_staging_buffer_holds(start: Start) -> None:
+def test_a_call_may_move_many_times_more_than_the_buffer_holds(start: Start) -> None:
     rig = start(n_slots=4)
     assert rig.put(names(64)) == [True] * 64
     rig.settle()
@@ -161,6 +163,51 @@ def test_a_get_from_a_disk_that_hangs_ends_in_time_and_writes_nothing_later(
     assert rig.cache.wait(seen, 20.0)
     assert content == [bytes(PAGE_BYTES)] * 3
     rig.settle(lambda: rig.pages.n_held(rig.keys(names(3))) == 3)
+
+
+def test_a_get_that_ends_while_pages_are_decoded_waits_for_them_and_for_no_more(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start()
+    first.put(names(8))
+    first.settle()
+    first.stop()
+    rig = start(timeout_s=0.05)
+    decoding, free = threading.Event(), threading.Event()
+
+    def slow(frame: memoryview, out: Pieces, **how: object) -> None:
+        decoding.set()
+        free.wait(20.0)
+        open_into(frame, out, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("kvtier.pages.open_into", slow)
+    threading.Timer(0.2, free.set).start()
+    got, content = rig.get(names(8))
+    assert decoding.is_set()
+    n_landed = sum(isinstance(source, Source) for source in got)
+    assert 0 < n_landed < 8
+    assert content == [page(f"page {i}") if i < n_landed else bytes(PAGE_BYTES) for i in range(8)]
+
+
+def test_pages_loaded_from_disk_take_no_room_in_the_buffer(start: Start) -> None:
+    first = start()
+    first.put(names(40))
+    first.settle()
+    first.stop()
+    rig = start(n_slots=4)
+    assert rig.get(names(40))[0] == [Source.DISK] * 40
+    assert rig.cache.host.used_bytes == 0
+    rig.cache.check()
+
+
+def test_pages_under_a_key_come_back(start: Start, tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    key_file.write_bytes(bytes(range(32)).hex().encode())
+    key_file.chmod(0o600)
+    rig = start(more={"integrity": {"hmac_key_file": str(key_file)}})
+    rig.put(names(12))
+    rig.settle()
+    assert rig.get(names(12))[1] == [page(name) for name in names(12)]
 
 
 def test_a_put_to_a_disk_that_hangs_takes_what_fits_and_ends_in_time(start: Start, hang: threading.Event) -> None:

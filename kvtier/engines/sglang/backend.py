@@ -13,7 +13,6 @@ import mmap
 import threading
 import time
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvtier import build
@@ -22,14 +21,15 @@ from kvtier.engines.sglang.namespace import build_namespace, rank_of
 from kvtier.engines.sglang.pools import KV, HostPool
 from kvtier.errors import ConfigError
 from kvtier.keys import NO_TENANT
-from kvtier.pages import GET_TIMEOUT_S, PUT_TIMEOUT_S, Pages, PagesCache
-from kvtier.transfer.slots import Slots
+from kvtier.pages import GET_TIMEOUT_S, PUT_TIMEOUT_S, Pages
+from kvtier.pages_cache import PagesCache
+from kvtier.transfer.slots import FrameSlots
 from kvtier.types import ChunkKey, Geometry, Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from kvtier.pages import Segments
+    from kvtier.codec.pieces import Segments
 
 _LOG = logging.getLogger("sglang.kvtier")
 
@@ -71,7 +71,7 @@ class _Open(NamedTuple):
     kvtier: build.Kvtier
     cache: PagesCache
     pages: Pages
-    slot_bytes: int
+    page_bytes: int
     pool: mmap.mmap
 
 
@@ -282,35 +282,37 @@ class Backend:
         with self._opening:
             self._pools[name] = pool
             opened = self._open
-            if opened is None or opened.slot_bytes < pool.page_bytes:
+            if opened is None or opened.page_bytes < pool.page_bytes:
                 # The staging buffer's slots have the length of the longest page.
                 self._open = None
                 if opened is not None:
                     opened.kvtier.stop()
                 opened = self._start()
-            opened.cache.declare(pool.kind, pool.page_bytes)
             self._open = opened
 
     def _start(self) -> _Open:
-        slot_bytes = max(pool.page_bytes for pool in self._pools.values())
+        page_bytes = max(pool.page_bytes for pool in self._pools.values())
         anchor = self._pools[KV]
-        n_slots = settings.staging_pages(self._config, slot_bytes)
+        geometry = Geometry(page_bytes, anchor.page_rows, anchor.dtype)
+        n_slots = settings.staging_pages(self._config, page_bytes)
+        slot_bytes = build.frame_room(self._config, geometry)
         memory = mmap.mmap(-1, n_slots * slot_bytes)  # pages of it are made when they are first used
-        slots = Slots(memoryview(memory), slot_bytes)
+        slots = FrameSlots(memoryview(memory), slot_bytes)
         kvtier = build.build(
             self._config,
-            Geometry(slot_bytes, anchor.page_rows, anchor.dtype),
+            geometry,
             slots,
             build_namespace(self._storage, compat.Settings(), anchor, self.version),
             report=lambda line: _LOG.warning("kvtier: %s", line),
             emit=_LOG.info,
-            make_cache=partial(PagesCache, slots=slots),
+            make_cache=PagesCache,
         )
         cache = kvtier.cache
         assert isinstance(cache, PagesCache)
-        for pool in self._pools.values():
-            cache.declare(pool.kind, pool.page_bytes)
-        return _Open(kvtier, cache, Pages(cache, slots), slot_bytes, memory)
+        n_threads = self._config.disk.promote_threads if self._config.disk is not None else 1
+        pages = Pages(cache, slots, kvtier.sealing, kvtier.read, n_threads=n_threads)
+        kvtier.before_stop(pages.stop)
+        return _Open(kvtier, cache, pages, page_bytes, memory)
 
     def _ready(self) -> _Open | None:
         """The running cache; None while there is none, or while it may hold KV of replaced weights."""

@@ -11,7 +11,7 @@ from kvtier.keys import adapter_digest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kvtier.pages import Segments
+    from kvtier.codec.pieces import Segments
 
 _LOG = logging.getLogger("sglang.kvtier")
 

@@ -5,6 +5,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import zstandard
 from hypothesis import given
@@ -55,6 +56,35 @@ def test_both_join_alike_wherever_the_values_go(native: forms.Form, low: bytes, 
         room = bytearray(offset + 2 * len(low) + 8)
         form.join(memoryview(low), memoryview(section), memoryview(room)[offset : offset + 2 * len(low)])
         assert room == bytes(offset) + woven(low, low[::-1]) + bytes(8)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 40)),
+    gaps=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+)
+def test_both_work_on_rows_far_apart_as_on_bytes_in_a_row(
+    native: forms.Form, shape: tuple[int, int, int], gaps: tuple[int, int]
+) -> None:
+    n_outer, n_inner, n_values = shape
+    memory = np.random.default_rng(1).integers(0, 256, (n_outer, n_inner + gaps[0], 2 * n_values + gaps[1]), np.uint8)
+    rows = memory[:, :n_inner, : 2 * n_values]
+    around, values = memory.copy(), rows.tobytes()
+    for form in (native, forms.NumpyForm()):
+        low, high = bytearray(len(values) // 2), bytearray(len(values) // 2)
+        form.split(rows, memoryview(low), memoryview(high))
+        assert (low, high) == (values[::2], values[1::2])
+        rows[:] = 0
+        form.join(memoryview(low), memoryview(zstandard.compress(high)), rows)
+        assert (memory == around).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 2, 2, 2), (3, 0)], ids=["odd rows", "too many dimensions", "empty rows"])
+def test_the_compiled_part_refuses_rows_that_are_none(native: forms.Form, shape: tuple[int, ...]) -> None:
+    rows, planes = np.zeros(shape, np.uint8), memoryview(bytearray(4))
+    with pytest.raises(ValueError, match="even rows"):
+        native.split(rows, planes, planes)
+    with pytest.raises(ValueError, match="even rows"):
+        native.split(np.zeros((2, 8), np.uint8)[:, ::2], planes, planes)
 
 
 @given(data=st.data())
@@ -142,5 +172,5 @@ def test_a_zstandard_without_the_functions_leaves_it_to_numpy(
     native: forms.Form, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "zstandard._cffi", SimpleNamespace(ffi=None, lib=None))
-    monkeypatch.setitem(sys.modules, forms.EXTENSION, SimpleNamespace(INTERFACE=1, split=None, join=None))
+    monkeypatch.setitem(sys.modules, forms.EXTENSION, SimpleNamespace(INTERFACE=forms.INTERFACE, split=None, join=None))
     assert isinstance(forms.best_form.__wrapped__(), forms.NumpyForm)

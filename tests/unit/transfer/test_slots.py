@@ -1,6 +1,6 @@
 import pytest
 
-from kvtier.transfer.slots import Slots
+from kvtier.transfer.slots import FrameSlots, Slots
 
 
 def test_rows_are_cut_in_order_and_write_through():
@@ -26,3 +26,10 @@ def test_the_buffer_may_have_elements_of_any_size():
 def test_a_buffer_that_is_not_contiguous_is_refused():
     with pytest.raises(TypeError):
         Slots(memoryview(bytearray(16))[::2], 4)
+
+
+def test_a_slot_of_frames_is_as_long_as_what_was_sealed_into_it():
+    slots = FrameSlots(memoryview(bytearray(12)), 6)
+    slots.row(1)[:3] = b"abc"
+    slots.holds(1, 3)
+    assert (bytes(slots[1]), bytes(slots[0])) == (b"abc", b"")
