@@ -82,7 +82,7 @@ def _load(storage: str, disk: Path, pages: list[torch.Tensor]) -> float:
 
 @contextmanager
 def _controller(storage: str, disk: Path) -> Iterator[tuple[Tree, Any]]:
-    tree = Tree(SMOLLM, "page_first", disk, storage=storage, staging="64MiB")
+    tree = Tree(SMOLLM, "page_first", disk, storage=storage, buffer="64MiB")
     try:
         yield tree, tree.cache.cache_controller
     finally:

@@ -37,7 +37,7 @@ class Tree(UnifiedRadixCacheStorageFixtures):
         disk: Path,
         *,
         storage: str = "dynamic",
-        staging: str = "16MiB",
+        buffer: str = "16MiB",
         **extra: Any,
     ) -> None:
         self.cfg = cfg
@@ -48,7 +48,7 @@ class Tree(UnifiedRadixCacheStorageFixtures):
         self._undo.append(lambda: parallel.__exit__(None, None, None))
         config = {
             "prefetch_threshold": 1,
-            "kvtier": {"host": {"capacity": staging}, "disk": {"path": str(disk), "capacity": "256MiB"}},
+            "kvtier": {"host": {"capacity": buffer}, "disk": {"path": str(disk), "capacity": "256MiB"}},
             **extra,
         }
         args = ServerArgs(

@@ -1,9 +1,9 @@
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Values = memoryview | npt.NDArray[np.uint8]
+Values: TypeAlias = memoryview | npt.NDArray[np.uint8]
 
 INTERFACE: Final = 2
 

@@ -283,7 +283,7 @@ class Backend:
             self._pools[name] = pool
             opened = self._open
             if opened is None or opened.page_bytes < pool.page_bytes:
-                # The staging buffer's slots have the length of the longest page.
+                # The write buffer's slots have room for the frame of the longest page.
                 self._open = None
                 if opened is not None:
                     opened.kvtier.stop()
@@ -294,8 +294,8 @@ class Backend:
         page_bytes = max(pool.page_bytes for pool in self._pools.values())
         anchor = self._pools[KV]
         geometry = Geometry(page_bytes, anchor.page_rows, anchor.dtype)
-        n_slots = settings.staging_pages(self._config, page_bytes)
         slot_bytes = build.frame_room(self._config, geometry)
+        n_slots = settings.buffer_pages(self._config, slot_bytes)
         memory = mmap.mmap(-1, n_slots * slot_bytes)  # pages of it are made when they are first used
         slots = FrameSlots(memoryview(memory), slot_bytes)
         kvtier = build.build(

@@ -1,4 +1,4 @@
-"""SGLang's extra config for a storage backend -> kvtier's configuration, and the size of the staging buffer."""
+"""SGLang's extra config for a storage backend -> kvtier's configuration, and the size of the write buffer."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from kvtier.config import Config
 
-STAGING_BYTES = 256 << 20
-STAGING_PAGES = 32
-MAX_STAGING_PAGES = 1 << 14
+BUFFER_BYTES = 256 << 20
+BUFFER_PAGES = 32
+MAX_BUFFER_PAGES = 1 << 14
 
 _OURS = ("config", "kvtier")
 _SGLANGS = (
@@ -60,16 +60,16 @@ def settle(extra: Mapping[str, Any] | None, *, first_rank: bool) -> Config:
     return kvtier_config.parse(tree)
 
 
-def staging_pages(config: Config, page_bytes: int) -> int:
-    """Pages that the staging buffer of one rank holds: `host.capacity`, which is 256 MiB if it is `auto`."""
+def buffer_pages(config: Config, page_bytes: int) -> int:
+    """Pages that the write buffer of one rank holds: `host.capacity`, which is 256 MiB if it is `auto`."""
     if str(config.host.capacity) == "auto":
-        n_bytes = max(STAGING_BYTES, STAGING_PAGES * page_bytes)
+        n_bytes = max(BUFFER_BYTES, BUFFER_PAGES * page_bytes)
     else:
         n_bytes = sizing.host_bytes(config, sizing.Machine.here())
-    n_pages = min(n_bytes // page_bytes, MAX_STAGING_PAGES)
+    n_pages = min(n_bytes // page_bytes, MAX_BUFFER_PAGES)
     if n_pages < 4:
         raise ConfigError(
-            f"`host.capacity` is {config.host.capacity}: the staging buffer holds {n_pages} pages of {page_bytes} "
+            f"`host.capacity` is {config.host.capacity}: the write buffer holds {n_pages} pages of {page_bytes} "
             f"bytes, and 4 are the least; raise it, or lower SGLang's --page-size"
         )
     return n_pages
