@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import lmdb
 
-from integration.vllm.processes import kill_group
+from integration.vllm.processes import cpu_s, kill_group
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,6 +108,10 @@ class Engine:
     def metrics(self) -> dict[str, float]:
         """vLLM's metrics of this engine, kvtier's among them. kvtier's are at most a second and a step old."""
         return self._ask({"op": "metrics"})
+
+    def cpu_s(self) -> float:
+        """Processor seconds that all its processes have used so far, in steps of 10 ms."""
+        return cpu_s(self._pid)
 
     def kill(self) -> None:
         """SIGKILL for every process of the engine."""
