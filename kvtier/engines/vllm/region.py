@@ -130,11 +130,15 @@ def sweep(folder: Path) -> None:
 
 def unpinned(machine: Machine, n_bytes: int) -> str:
     """What to tell the operator when the driver did not pin the pool."""
+    return f"the host pool is not pinned and copies are slow: {why_unpinned(machine, n_bytes)}"
+
+
+def why_unpinned(machine: Machine, n_bytes: int) -> str:
+    """Why the driver pins no more of a pool of `n_bytes`, and what helps."""
     limit = machine.memlock_bytes
     if limit is not None and limit < n_bytes:
         return (
-            f"the host pool of {format_bytes(n_bytes)} is not pinned and copies are slow: RLIMIT_MEMLOCK is only "
-            f"{format_bytes(limit)}: `ulimit -l unlimited` (systemd: LimitMEMLOCK=infinity, "
-            "container: --ulimit memlock=-1)"
+            f"RLIMIT_MEMLOCK is only {format_bytes(limit)}, and host.capacity needs {format_bytes(n_bytes)}: "
+            "`ulimit -l unlimited` (systemd: LimitMEMLOCK=infinity, container: --ulimit memlock=-1)"
         )
-    return f"the host pool of {format_bytes(n_bytes)} is not pinned and copies are slow: the driver refused it"
+    return f"the driver refused to pin {format_bytes(n_bytes)}"

@@ -19,6 +19,9 @@ from vllm.platforms import current_platform
 from vllm.v1.kv_offload.cpu import gpu_worker, shared_offload_region
 from vllm.v1.kv_offload.cpu.host_register import host_register
 
+from kvtier.engines.vllm.region import why_unpinned
+from kvtier.machine import Machine
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -106,8 +109,8 @@ class Warmer:
                 self._prepare(self.n_ready, end)
             except Exception as error:  # noqa: BLE001 - whatever it was, the engine serves on with what there is
                 self._report(
-                    f"only {self.n_ready} of {self._n_slots} slots of the host pool could be made ready ({error}); "
-                    "host RAM keeps no more. Lower host.capacity, or free memory and raise the memlock limit"
+                    f"only {self.n_ready} of {self._n_slots} slots of the host pool could be made ready, and host RAM "
+                    f"keeps no more ({error}). Lower host.capacity, free memory, or raise the limit"
                 )
                 return
             self.n_ready = end
@@ -165,4 +168,4 @@ class Pin:
             region.pinned_addresses.append(address)
             region.is_pinned = True
         elif first:
-            raise OSError(errno.ENOMEM, "the driver does not pin more")
+            raise OSError(errno.ENOMEM, why_unpinned(Machine.here(), region.total_size_bytes))
