@@ -16,6 +16,7 @@ from integration.vllm.engine import ROOT, Engine, frames_on_disk, wait_for_frame
 from kvtier.bench.kv import DEFAULT_SAMPLE, MANIFEST
 from kvtier.codec.frame import open_into, parse_header
 from kvtier.files import replace_file
+from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from tools.make_model import MODEL_NAME, ensure_model
 
@@ -94,7 +95,7 @@ def _opened(folder: Path) -> list[bytes]:
     store = LmdbStore.attach(place)
     try:
         chunks = []
-        for record in sorted(store.scan(), key=lambda record: record.written_ns):
+        for record in sorted(records_of(store.scan()), key=lambda record: record.written_ns):
             with store.read(record.shard, record.key) as frame:
                 assert frame is not None
                 chunk = bytearray(parse_header(frame).raw_bytes)

@@ -38,10 +38,11 @@ _BROKEN = re.compile(r"shard-\d{4}\.lmdb\.broken-.*")
 # capacity, so that a machine that nobody looks after keeps most of its cache.
 _BROKEN_SHARE = 0.25
 
-INSPECT_S = 5.0
-"""A start walks the structure of shards for so long; after a reboot, of all of them. liblmdb trusts its trees: of 400
-random bits flipped in tree pages 2 ended the process by a signal and 16 left a store that could not be opened; the
-walk found each of them. It takes 60 ms per GiB from the page cache, more from a cold disk."""
+INSPECT_S = 1.0
+"""A start walks the trees of all shards, which liblmdb trusts: of 400 random bits flipped in tree pages 2 ended the
+process by a signal and 16 left a store that could not be opened, and the walk found each of them. So many seconds it
+also looks at the first pages of values, one small read each, which matter when a value is deleted; after a reboot at
+those of all."""
 
 
 class Summary(NamedTuple):
@@ -58,16 +59,15 @@ class Shards(Protocol):
         """Make an empty shard file of exactly `map_bytes`, where nothing is yet."""
         ...
 
-    def probe(self, path: Path, map_bytes: int) -> str | None:
-        """Open and close a shard; its damage, or None. StoreError when it is not the file that is at fault."""
-        ...
-
     def summarize(self, path: Path, map_bytes: int) -> Summary:
         """Read what a shard holds; StoreError when it cannot be read."""
         ...
 
-    def inspect(self, path: Path) -> str | None:
-        """Walk all structure of a shard without trusting it; the first damage found, or None."""
+    def inspect(self, path: Path, values_until_s: float) -> str | None:
+        """Walk the trees of a shard without trusting them, and until then (monotonic) look at where its values begin.
+
+        The first damage found, or None.
+        """
         ...
 
 
@@ -100,7 +100,7 @@ def lock_path(shard: Path) -> Path:
 def settle(directory: Path, capacity_bytes: int, target_map_bytes: int, shards: Shards, *, inspect: bool) -> Settled:
     """Bring `directory` to a state in which every listed shard is whole and all files fit `capacity_bytes`.
 
-    The caller holds the directory alone. `inspect` walks every shard's structure however long that takes.
+    The caller holds the directory alone. `inspect` looks at where every value begins, however long that takes.
     """
     return _Settling(directory, capacity_bytes, shards).run(target_map_bytes, inspect=inspect)
 
@@ -121,7 +121,7 @@ class _Settling:
         until_s = float("inf") if inspect else time.monotonic() + INSPECT_S
         # In another order each time: where not all can be walked, a damaged one is met sooner or later.
         order = random.sample(before.shards, len(before.shards))
-        whole = [number for number in order if self._vet(number, before.map_bytes, inspect_until_s=until_s)]
+        whole = [number for number in order if self._vet(number, before.map_bytes, values_until_s=until_s)]
         broken_bytes = self._trim_broken(len(whole), before.map_bytes)
         budget_bytes = self._capacity_bytes - MANIFEST_BYTES - broken_bytes
         plan = plan_shards(budget_bytes, target_map_bytes, Plan(len(whole), before.map_bytes))
@@ -166,15 +166,13 @@ class _Settling:
             if number not in manifest.shards:
                 self._remove(number)
 
-    def _vet(self, number: int, map_bytes: int, *, inspect_until_s: float) -> bool:
+    def _vet(self, number: int, map_bytes: int, *, values_until_s: float) -> bool:
         """Whether a shard is whole. A damaged one is out of the way afterwards."""
         path = shard_path(self._directory, number)
         keep_private(path)
         keep_private(lock_path(path))
         cut_back(path, map_bytes)  # a start that was to lengthen it may have been cut short
-        inspect = time.monotonic() < inspect_until_s
-        damage = find_damage(path, map_bytes) or (self._shards.inspect(path) if inspect else None)
-        damage = damage or self._shards.probe(path, map_bytes)
+        damage = find_damage(path, map_bytes) or self._shards.inspect(path, values_until_s)
         if damage is not None:
             self._set_aside(number, damage)
         return damage is None

@@ -21,12 +21,13 @@ from kvtier.store.base import News
 from kvtier.store.borrowed import Borrowed
 from kvtier.store.direct import PageReader
 from kvtier.store.directory import LOCK, OUR_NAMES, Settled, Summary, lock_path, settle, shard_number, shard_path
-from kvtier.store.listing import Listing, listings_of
+from kvtier.store.listing import Listing
 from kvtier.store.lmdb_file import find_damage
 from kvtier.store.lmdb_index import PAGE_HEADER_BYTES
+from kvtier.store.lmdb_walk import find_bad_value, walk
 from kvtier.store.manifest import MANIFEST, Manifest, check_capacity, pid_namespace, read_manifest
 from kvtier.store.private import DirectoryLock, create_file, secure_directory
-from kvtier.store.shard import DATABASES, LOG, Shard, explain, open_env
+from kvtier.store.shard import DATABASES, INDEX, LOG, Shard, explain, open_env
 from kvtier.types import ChunkKey
 
 SHARD_MAP_BYTES: Final = 512 << 20
@@ -42,7 +43,6 @@ that found none, at random replacement, sizes within 5 %: none of 821 at 256, 2 
 641 at 100, 177 of 411 at 64."""
 
 _ENTRY_BYTES = 512  # of both B-trees per frame, when pages are as empty as LMDB lets them become
-_DAMAGE = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.NotFoundError, lmdb.PageNotFoundError, lmdb.IncompatibleError)
 
 
 def shard_map_bytes_for(chunk_bytes: int) -> int:
@@ -57,11 +57,19 @@ class LmdbStore:
     Several processes may have one directory open. No store may be carried over a fork or opened twice in a process.
     """
 
-    def __init__(self, shards: list[Shard], lock: DirectoryLock, settled: Settled, clock_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        shards: list[Shard],
+        lock: DirectoryLock,
+        settled: Settled,
+        files: _Files,
+        clock_ns: Callable[[], int],
+    ) -> None:
         self._shards = shards
         self._writing = [threading.Lock() for _ in shards]
         self._lock = lock
         self._clock_ns = clock_ns
+        self._walked = files.walked
         self._page_bytes = shards[0].page_bytes
         self._map_bytes = settled.manifest.map_bytes
         self._reader = PageReader([shard.path for shard in shards], self._map_bytes)
@@ -88,9 +96,9 @@ class LmdbStore:
         """Open the store at `path`, creating, growing or shrinking it to `capacity_bytes` if nobody else has it open.
 
         Shards are one to two times `shard_map_bytes` long, as makes the most of the capacity, and longer when that
-        would take more than 256. The structure of shards is walked first (60 ms per GiB), as far as `INSPECT_S` goes;
-        of every shard if the machine was restarted since the last use, because power may have been lost, or if
-        `inspect` asks for it. Damaged shards are set aside.
+        would take more than 256. Their trees are walked first, and damaged shards set aside. Where values begin is
+        looked at as far as `INSPECT_S` goes; in every shard if the machine was restarted since the last use, because
+        power may have been lost, or if `inspect` asks for it.
         With `sync_commits` every write returns when it would survive a loss of power, and leaves a whole tree behind.
         Blocks for up to two minutes while another process opens the same directory.
 
@@ -101,11 +109,12 @@ class LmdbStore:
         secure_directory(path, OUR_NAMES)
         lock = DirectoryLock(path / LOCK)
         with _opening(path, lock) as shards:
-            settled = _settle(path, capacity_bytes, shard_map_bytes, lock, inspect=inspect)
+            files = _Files()
+            settled = _settle(path, capacity_bytes, shard_map_bytes, lock, files, inspect=inspect)
             for number in settled.manifest.shards:
                 file = shard_path(path, number)
                 shards.append(Shard(file, settled.manifest.map_bytes, sync_commits=sync_commits))
-            return cls(shards, lock, settled, clock_ns)
+            return cls(shards, lock, settled, files, clock_ns)
 
     @classmethod
     def attach(cls, path: Path, *, clock_ns: Callable[[], int] = time.time_ns) -> Self:
@@ -121,12 +130,13 @@ class LmdbStore:
         lock = DirectoryLock(path / LOCK)
         notices: list[str] = []
         with _opening(path, lock) as shards:
+            files = _Files()
             alone = lock.acquire()
             if not alone:
                 _refuse_strangers(path, manifest)
             for number in manifest.shards:
                 file = shard_path(path, number)
-                damage = find_damage(file, manifest.map_bytes) or (_Files().inspect(file) if alone else None)
+                damage = find_damage(file, manifest.map_bytes) or (files.inspect(file, 0.0) if alone else None)
                 if damage is None:
                     shards.append(Shard(file, manifest.map_bytes))
                 else:
@@ -135,7 +145,7 @@ class LmdbStore:
                 raise StoreError(f"{path} has no shard that can be opened: {'; '.join(notices)}")
             if alone and manifest.pid_namespace == pid_namespace():
                 lock.share()  # else engines, which may be in another container, wait until this process has ended
-            return cls(shards, lock, Settled(manifest, notices, 0, alone=alone), clock_ns)
+            return cls(shards, lock, Settled(manifest, notices, 0, alone=alone), files, clock_ns)
 
     @property
     def n_shards(self) -> int:
@@ -161,7 +171,7 @@ class LmdbStore:
     def scan(self) -> Iterator[Listing]:
         """Every frame, shard by shard, from the index alone."""
         for number, shard in enumerate(self._shards):
-            yield from listings_of(shard.records(number))
+            yield from shard.listings(number, self._walked.pop(shard.path, None))
 
     def written_before(self, shard: int, before_ns: int) -> list[ChunkKey]:
         """Keys of the frames in `shard` that were written before `before_ns`; its whole index is read, about 1 ms."""
@@ -245,6 +255,10 @@ def _opening(path: Path, lock: DirectoryLock) -> Iterator[list[Shard]]:
 class _Files:
     """What `settle` asks of LMDB."""
 
+    def __init__(self) -> None:
+        self.walked: dict[Path, tuple[int, list[Listing]]] = {}
+        """Of the shards that were found whole: the last transaction, and what the index listed after it."""
+
     def create(self, path: Path, map_bytes: int) -> None:
         lock_path(path).unlink(missing_ok=True)
         create_file(path)
@@ -259,31 +273,20 @@ class _Files:
         except (lmdb.Error, OSError) as error:
             raise StoreError(explain(path, "cannot be created", error)) from error
 
-    def probe(self, path: Path, map_bytes: int) -> str | None:
-        try:
-            Shard(path, map_bytes).close()
-        except StoreError as error:
-            if isinstance(error.__cause__, _DAMAGE):
-                return str(error.__cause__)
-            raise  # too many open files, no memory: setting the shard aside for that would throw the cache away
-        return None
-
     def summarize(self, path: Path, map_bytes: int) -> Summary:
         shard = Shard(path, map_bytes)
         try:
-            records = shard.records(0)
+            return Summary(*shard.summarize())
         finally:
             shard.close()
-        return Summary(len(records), max((record.written_ns for record in records), default=0))
 
-    def inspect(self, path: Path) -> str | None:
+    def inspect(self, path: Path, values_until_s: float) -> str | None:
         try:
-            from lmdb.verify import VerifyError, verify  # noqa: PLC0415 - lmdb before 3.0 has none
-        except ImportError:
-            return None
-        try:
-            return next(iter(verify(os.fspath(path), subdir=False)), None)
-        except (VerifyError, OSError) as error:
+            with path.open("rb", buffering=0) as file:
+                walked = walk(file.fileno(), DATABASES, INDEX)
+                self.walked[path] = walked.txn_id, walked.listed
+                return find_bad_value(file.fileno(), walked, values_until_s)
+        except (ValueError, OSError) as error:
             return str(error)
 
 
@@ -296,11 +299,13 @@ def _refuse_strangers(path: Path, manifest: Manifest) -> None:
         )
 
 
-def _settle(path: Path, capacity_bytes: int, target_map_bytes: int, lock: DirectoryLock, *, inspect: bool) -> Settled:
+def _settle(
+    path: Path, capacity_bytes: int, target_map_bytes: int, lock: DirectoryLock, files: _Files, *, inspect: bool
+) -> Settled:
     """Settle the directory if nobody else has it open, then hold it together with others."""
     settled = None
     if lock.acquire():
-        settled = settle(path, capacity_bytes, target_map_bytes, _Files(), inspect=inspect)
+        settled = settle(path, capacity_bytes, target_map_bytes, files, inspect=inspect)
         lock.share()
     manifest = read_manifest(path)  # as it is now: another process may have come between
     if manifest is None:

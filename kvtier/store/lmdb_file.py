@@ -16,7 +16,7 @@ from typing import NamedTuple
 # LMDB data version 1 (0.9.x) on a 64-bit machine, native byte order: a page header of 16 bytes, then MDB_meta.
 _ORDER = "<" if sys.byteorder == "little" else ">"
 _PAGE = struct.Struct(f"{_ORDER}QxxH")
-_META = struct.Struct(f"{_ORDER}16xIIQQI36xQ40xQQQ")
+_META = struct.Struct(f"{_ORDER}16xIIQQIHHQQQQQIHHQQQQQQQ")
 _MAGIC = 0xBEEFC0DE
 _DATA_VERSION = 1
 _P_META = 0x08
@@ -26,13 +26,32 @@ META_PAGES = 2
 """Pages at the front of every file."""
 
 
+class Tree(NamedTuple):
+    """Where a tree is and what it says of itself."""
+
+    pad: int
+    flags: int
+    depth: int
+    branch_pages: int
+    leaf_pages: int
+    overflow_pages: int
+    entries: int
+    root: int
+
+
 class LmdbMeta(NamedTuple):
     """The newer of a file's two meta pages."""
 
     page_bytes: int
     last_page: int  # highest page number in use
     txn_id: int
-    roots: tuple[int, int]  # pages of the tree of free pages and of the tree of databases
+    free: Tree  # of free pages
+    main: Tree  # of databases
+
+    @property
+    def roots(self) -> tuple[int, int]:
+        """The pages where both trees begin."""
+        return self.free.root, self.main.root
 
     @property
     def used_bytes(self) -> int:
@@ -42,25 +61,32 @@ class LmdbMeta(NamedTuple):
 
 def read_meta(fd: int) -> LmdbMeta:
     """The meta page that liblmdb would choose. ValueError when the file is not an LMDB data file it could open."""
+    return max(read_metas(fd), key=lambda meta: meta.txn_id)
+
+
+def read_metas(fd: int) -> tuple[LmdbMeta, LmdbMeta]:
+    """Both meta pages: of the last transaction, and of the one before. ValueError as `read_meta`."""
     first = _parse_meta(os.pread(fd, _META.size, 0), 0)
     second = _parse_meta(os.pread(fd, _META.size, first.page_bytes), 1)
     if second.page_bytes != first.page_bytes:
         raise ValueError("its two meta pages disagree on the page size")
-    return first if first.txn_id >= second.txn_id else second
+    return first, second
 
 
 def _parse_meta(page: bytes, number: int) -> LmdbMeta:
     which = ("first", "second")[number]
     if len(page) < _META.size:
         raise ValueError(f"its {which} meta page is cut short")
-    magic, version, _address, _map_bytes, page_bytes, free_root, main_root, last_page, txn_id = _META.unpack(page)
+    magic, version, _address, _map_bytes, *trees, last_page, txn_id = _META.unpack(page)
+    free, main = Tree(*trees[:8]), Tree(*trees[8:])
+    page_bytes = free.pad  # has its place there
     if _PAGE.unpack_from(page) != (number, _P_META) or magic != _MAGIC:
         raise ValueError(f"its {which} page is not an LMDB meta page")
     if version != _DATA_VERSION:
         raise ValueError(f"its {which} meta page has data version {version}, expected {_DATA_VERSION}")
     if not _MIN_PAGE_BYTES <= page_bytes <= _MAX_PAGE_BYTES or page_bytes & (page_bytes - 1):
         raise ValueError(f"its {which} meta page has pages of {page_bytes} bytes")
-    return LmdbMeta(page_bytes, last_page, txn_id, (free_root, main_root))
+    return LmdbMeta(page_bytes, last_page, txn_id, free, main)
 
 
 def cut_back(path: Path, map_bytes: int) -> None:

@@ -15,6 +15,9 @@ PAGE_HEADER_BYTES: Final = 16
 
 _ENTRY: Final = struct.Struct("<QQQ")
 _SHORT_ENTRY: Final = struct.Struct("<QQ")
+ENTRY_LENGTHS: Final = (_SHORT_ENTRY.size, _ENTRY.size)
+"""Bytes of an entry; the shorter one was written before pages were noted, and is the beginning of the longer."""
+
 _PAGE_HEADER: Final = struct.Struct("=QHHI")  # MDB_page of a 64-bit LMDB 0.9: number, -, flags, how many pages
 _P_OVERFLOW: Final = 0x04
 

@@ -9,8 +9,9 @@ import errno
 import os
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,9 @@ from kvtier.store.base import Change, News
 from kvtier.store.changes import LOG_MOST_CHANGES, LOG_TRANSACTIONS, from_others, pack
 from kvtier.store.direct import PageReader, PageRun
 from kvtier.store.erase import erase_unreachable
+from kvtier.store.listing import Listing, listings_of
 from kvtier.store.lmdb_index import PAGE_HEADER_BYTES, Entry, page_of, unpack
+from kvtier.store.lmdb_walk import read_index
 from kvtier.types import ChunkKey, Record
 
 _FULL_SHARE = 0.95
@@ -32,7 +35,8 @@ ERASE_WAIT_S: Final = 10.0
 """How long erasing waits for others to end a read of a shard that began before the last write to it."""
 
 _NEARLY_FULL_BYTES = 16 << 20
-DATABASES = (b"frames", b"index")
+INDEX = b"index"
+DATABASES = (b"frames", INDEX)
 LOG = b"log"
 
 
@@ -103,14 +107,35 @@ class Shard:
         except OSError as error:
             raise StoreError(explain(self.path, "cannot be read", error)) from error
 
-    def records(self, number: int) -> list[Record]:
-        """Every frame, as of shard `number`; what others do from then on is news."""
+    def listings(self, number: int, walked: tuple[int, list[Listing]] | None) -> Iterator[Listing]:
+        """Every frame, as of shard `number`; what others do from then on is news.
+
+        `walked` is what the index listed after some transaction, used if none came later.
+        """
         try:
             self._check_file()
-            with self._env.begin() as txn, txn.cursor(db=self._index) as cursor:
-                records = [Record(ChunkKey(key), number, *unpack(entry)[:2]) for key, entry in cursor.iternext()]
+            with self._env.begin() as txn:
+                if walked is None or walked[0] != txn.id():
+                    with self.path.open("rb", buffering=0) as file:
+                        listings = read_index(file.fileno(), txn.id(), INDEX)
+                    walked = txn.id(), list(listings_of(self._records(txn))) if listings is None else listings
                 self._know(txn.id())
-                return records
+        except (lmdb.Error, OSError, struct.error, ValueError) as error:
+            raise StoreError(explain(self.path, "has an index that cannot be read", error)) from error
+        return (replace(listing, shard=number) for listing in walked[1])
+
+    def _records(self, txn: lmdb.Transaction) -> Iterator[Record]:
+        with txn.cursor(db=self._index) as cursor:
+            for key, entry in cursor.iternext():
+                yield Record(ChunkKey(bytes(key)), 0, *unpack(entry)[:2])
+
+    def summarize(self) -> tuple[int, int]:
+        """How many frames there are, and when the youngest was written; 0 when there is none."""
+        try:
+            self._check_file()
+            with self._env.begin() as txn:
+                written = [record.written_ns for record in self._records(txn)]
+                return len(written), max(written, default=0)
         except (lmdb.Error, OSError, struct.error) as error:
             raise StoreError(explain(self.path, "has an index that cannot be read", error)) from error
 

@@ -11,7 +11,17 @@ from kvtier.store import directory
 from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.testing.contracts import frame_of, key_of, put, read
-from tests.rigs.lmdb_store import MIB, break_tree, file_bytes, fill_both, index_root, open_store, pretend_reboot, run
+from tests.rigs.lmdb_store import (
+    MIB,
+    break_tree,
+    break_value,
+    file_bytes,
+    fill_both,
+    index_root,
+    open_store,
+    pretend_reboot,
+    run,
+)
 
 
 def test_a_full_disk_is_an_error_that_loses_nothing_and_heals(folder: Path) -> None:
@@ -146,12 +156,15 @@ def test_a_start_finds_a_broken_tree_and_sets_its_shard_aside(folder: Path) -> N
     store.close()
 
 
-def test_after_a_reboot_every_shard_is_walked_however_long_it_takes(
+def test_after_a_reboot_every_value_is_looked_at_however_long_it_takes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(directory, "INSPECT_S", 0.0)
     fill_both(folder)
-    break_tree(folder / "shard-0000.lmdb")
+    break_value(folder / "shard-0000.lmdb")
+    store = open_store(folder)
+    assert store.notices == []
+    store.close()
     pretend_reboot(folder)
     store = open_store(folder)
     assert "set aside" in store.notices[0]
@@ -168,10 +181,10 @@ def test_after_a_reboot_whole_shards_are_kept(folder: Path) -> None:
     store.close()
 
 
-def test_inspection_of_every_shard_can_be_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_at_every_value_can_be_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory, "INSPECT_S", 0.0)
     fill_both(folder)
-    break_tree(folder / "shard-0001.lmdb")
+    break_value(folder / "shard-0001.lmdb")
     store = LmdbStore.open(folder, 40 * MIB, shard_map_bytes=20 * MIB, inspect=True)
     assert "set aside" in store.notices[0]
     assert {record.shard for record in records_of(store.scan())} == {0}
@@ -252,13 +265,14 @@ def test_a_shard_without_its_databases_is_set_aside(folder: Path) -> None:
         with env.begin(write=True) as txn:
             txn.drop(database)
     store = open_store(folder)
-    assert "NOTFOUND" in store.notices[0]
+    assert "no database index" in store.notices[0]
     store.close()
 
 
 def test_a_tree_found_broken_while_running_is_a_store_error(folder: Path) -> None:
     fill_both(folder)
     code = """
+    list(store.scan())
     with (folder / "shard-0000.lmdb").open("r+b") as file:
         file.seek(int(sys.argv[2]))
         file.write(bytes(4096))
