@@ -38,7 +38,7 @@ from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.follow import Follower, SharedIndex
 from kvtier.tiers.host import HostTier
 from kvtier.transfer.mover import READS_AHEAD, Mover
-from kvtier.transfer.probe import PROBE_BYTES, LoadProbe, sample
+from kvtier.transfer.probe import PROBE_BYTES, LoadProbe
 from kvtier.transfer.slots import Slots
 from kvtier.types import Miss, Source
 from kvtier.usage import Usage
@@ -305,7 +305,7 @@ def _with_disk(
     kvtier.read = mover.read
     probe = LoadProbe(
         store,
-        sample(disk.frames(), len(disk), max(disk_config.promote_threads, PROBE_BYTES // geometry.chunk_bytes)),
+        disk.sample(max(disk_config.promote_threads, PROBE_BYTES // geometry.chunk_bytes)),
         geometry.chunk_bytes,
         guard=sealing.guard,
         n_threads=disk_config.promote_threads,

@@ -394,27 +394,26 @@ class TieredCache(Holdings):
     # ---- under the lock ---------------------------------------------------------------------------------------------
 
     def _read_ended(self, frame: Frame, failure: Miss | None, now_s: float) -> None:
-        frame.pins -= 1
         self._n_promoting -= 1
         self._gate.load_ended(now_s, self.host.chunk_bytes if failure is None else 0)
         if failure is None:
             self.stats.promoted_chunks += 1
             self.stats.promote_raw_bytes += self.host.chunk_bytes
             self.stats.promote_stored_bytes += frame.n_bytes
-            return
         self.stats.corrupt_frames += failure is Miss.CORRUPT
         self.stats.foreign_frames += failure is Miss.FOREIGN
         self.stats.load_errors += failure is Miss.LOAD_FAILED
+        assert self.disk is not None
         # A frame that is not there any more, or not where it was, was another process's to delete.
-        if failure is not Miss.GATE and self.disk is not None and self.disk.get(frame.key) is frame:
+        if failure not in (None, Miss.GATE) and self.disk.get(frame.key) is frame:
             self.disk.drop(frame.key)
             if failure is not Miss.EVICTED:
                 self._delete_frame(frame.shard, frame.key)
+        self.disk.unpin(frame)
 
     def _lookup_disk(self, chain: Chain, key: ChunkKey) -> Lookup:
         disk = self.disk
-        frame = disk.get(key) if disk is not None else None
-        if disk is None or frame is None or not frame.ready:
+        if disk is None or not disk.is_ready(key):
             return self._miss(chain, key)
         if not self.disk_readable:
             return self._miss(chain, key, Miss.LOAD_FAILED)
@@ -428,7 +427,7 @@ class TieredCache(Holdings):
         if pinned or not self._make_room(chain, 1, MAX_PROMOTE_SCAN):
             return self._miss(chain, key, Miss.GATE)
         resident = self.host.place(key, State.PROMOTING, 0.0)
-        frame.pins += 1
+        frame = disk.pin(key)
         disk.touch(key)
         self._n_promoting += 1
         chain.used[key] = None  # entering the tier is this request's use of it

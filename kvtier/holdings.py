@@ -78,8 +78,7 @@ class Holdings:
 
     def _is_on_disk(self, key: ChunkKey) -> bool:
         """Whether it can be read there; a frame not ready is being written, or left by a reader of a dropped chunk."""
-        frame = self.disk.get(key) if self.disk is not None else None
-        return frame is not None and frame.ready
+        return self.disk is not None and self.disk.is_ready(key)
 
     def _forget_disk(self, key: ChunkKey) -> None:
         """Drop a committed frame. One that is being written is dropped when that has ended: see `spilled`."""

@@ -35,8 +35,7 @@ class PagesCache(TieredCache):
         resident = self.host.get(key)
         if resident is not None and resident.state is State.READY:
             return True
-        frame = self.disk.get(key) if waiting and self.disk is not None and self.disk_readable else None
-        return frame is not None and frame.ready
+        return waiting and self.disk is not None and self.disk_readable and self.disk.is_ready(key)
 
     def begin_fetch(self, keys: Sequence[ChunkKey]) -> tuple[list[Resident | Frame], Miss | None]:
         """Where `keys` are, from the first on, pinned until `fetched`; why there are no more of them, if there are."""
@@ -124,8 +123,7 @@ class PagesCache(TieredCache):
         if resident is not None and resident.state is State.READY:
             resident.onloads += 1
             return resident
-        frame = self.disk.get(key) if self.disk is not None else None
-        if frame is None or not frame.ready:
+        if self.disk is None or not self.disk.is_ready(key):
             return self._why_absent(key)
         if not self.disk_readable:
             return Miss.LOAD_FAILED
@@ -133,10 +131,9 @@ class PagesCache(TieredCache):
             self._gate.judge(chain, now_s)
         if not chain.may_promote:
             return Miss.GATE
-        frame.pins += 1
         self._n_promoting += 1
         self._gate.load_started(now_s, probe=False)
-        return frame
+        return self.disk.pin(key)
 
     def _unpin(self, one: Resident | Frame, failure: Miss | None) -> None:
         now = self._clock()

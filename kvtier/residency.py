@@ -45,19 +45,10 @@ class Resident:
 
 
 @dataclass(slots=True, eq=False)
-class Link:
-    """A key's place in the order of a tier: see `policy.linked`, which sets all but the key."""
+class Frame:
+    """A chunk on disk. While it is read or written there is one object, else one for each who asks the tier."""
 
     key: ChunkKey
-    colder: Link = field(init=False, repr=False)
-    hotter: Link = field(init=False, repr=False)
-    protected: bool = field(init=False, repr=False)
-
-
-@dataclass(slots=True, eq=False)
-class Frame(Link):
-    """A chunk on disk."""
-
     shard: int
     n_bytes: int  # its length as stored
     ready: bool  # committed; False while the write is under way

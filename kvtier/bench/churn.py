@@ -22,7 +22,7 @@ from kvtier.bench.peers import FilePerChunk
 from kvtier.bench.store import key_of
 from kvtier.errors import StoreFullError
 from kvtier.policy.linked import LinkedSlru
-from kvtier.residency import Frame, Placement
+from kvtier.residency import Placement
 from kvtier.store.direct import start_writeback
 from kvtier.store.lmdb import LmdbStore, shard_map_bytes_for
 from kvtier.tiers.disk import MAX_VICTIM_SCAN, DiskTier
@@ -137,7 +137,7 @@ class _Tier:
         map_bytes = shard_map_bytes_for(conditions.chunk_bytes)
         self.store = LmdbStore.open(self._folder, self.capacity_bytes, shard_map_bytes=map_bytes)
         self._rng = _rng(0)
-        policy: LinkedSlru[Frame] = _RandomVictims(self._rng) if victims == "random" else LinkedSlru(1)
+        policy: LinkedSlru = _RandomVictims(self._rng) if victims == "random" else LinkedSlru(1)
         self._tier = DiskTier(self.store.n_shards, self.store.shard_bytes, self.store.frame_cost, policy)
         self._tier.load(self.store.scan())  # nothing; from here on the store knows its own writes from others'
         self._keys = _conversations(self._tier, self._rng) if victims == "policy" else map(key_of, count())
@@ -189,7 +189,7 @@ class _Tier:
         return sum(len(frame) for _, frame in items)
 
 
-class _RandomVictims(LinkedSlru[Frame]):
+class _RandomVictims(LinkedSlru):
     """Whoever it hits: the worst there is for finding room for the next frame."""
 
     def __init__(self, rng: random.Random) -> None:
@@ -198,11 +198,11 @@ class _RandomVictims(LinkedSlru[Frame]):
         self._listed: list[ChunkKey] = []
         self._places: dict[ChunkKey, int] = {}
 
-    def enter(self, entry: Frame) -> None:
+    def enter(self, key: ChunkKey) -> int:
         """As LinkedSlru's."""
-        super().enter(entry)
-        self._places[entry.key] = len(self._listed)
-        self._listed.append(entry.key)
+        self._places[key] = len(self._listed)
+        self._listed.append(key)
+        return super().enter(key)
 
     def remove(self, key: ChunkKey, *, evicted: bool) -> None:
         """As LinkedSlru's."""

@@ -19,7 +19,7 @@ from kvtier.bench.store import key_of
 from kvtier.cache import TieredCache
 from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import Slru
-from kvtier.residency import Chain, Link, Promotion
+from kvtier.residency import Chain, Promotion
 from kvtier.store.lmdb import LmdbStore
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.host import HostTier
@@ -50,7 +50,7 @@ def _open(path: Path, capacity_bytes: int, n_chunks: int) -> dict[str, float]:
     assert len(disk) == n_chunks
     lookup_disk_ms, lookup_host_ms = _lookups(disk, n_chunks)
     store.close()
-    policy: LinkedSlru[Link] = LinkedSlru(_N_POLICY)
+    policy = LinkedSlru(_N_POLICY)
     return {
         "open_s": open_s,
         "rss_bytes": after["VmRSS"] - before["VmRSS"],

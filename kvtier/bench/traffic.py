@@ -130,7 +130,7 @@ class Traffic:
             frames = list(self._disk.frames())
             again = frames[: len(frames) // 2]  # the other half is what spills replace
             for frame in again:
-                frame.pins += 1
+                self._disk.pin(frame.key)
             self._endless = itertools.cycle(again)
             for frame in itertools.islice(self._endless, PROMOTIONS_QUEUED):
                 self._submit(frame, next(self._promote_slots))
@@ -176,7 +176,7 @@ class Traffic:
     def promoted(self, job: Promotion, failure: Miss | None) -> None:
         """See `Work`."""
         with self._done:
-            job.frame.pins -= 1
+            self._disk.unpin(job.frame)
             self._promoted += 1
             if failure is not None:
                 self.failures.append(f"chunk {job.frame.key.hex()} could not be read: {failure.name}")
@@ -194,8 +194,9 @@ class Traffic:
         return frame
 
     def _submit(self, frame: Frame, slot: int) -> None:
-        frame.pins += 1
-        self.mover.submit_promotion(Promotion(Resident(frame.key, slot, State.PROMOTING, 0.0), frame))
+        with self._lock:
+            pinned = self._disk.pin(frame.key)
+        self.mover.submit_promotion(Promotion(Resident(frame.key, slot, State.PROMOTING, 0.0), pinned))
 
     def _raise_failures(self) -> None:
         if self.failures:

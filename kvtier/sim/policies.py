@@ -9,7 +9,6 @@ from typing import Final, Self
 from kvtier.errors import ConfigError
 from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import PROTECTED_SHARE, Slru
-from kvtier.residency import Frame
 
 FORMS: Final = "lru, slru-g30 (30 % protected, with a ghost list), slru30 (without one)"
 _SLRU: Final = re.compile(r"slru(-g|-?)([1-9][0-9]?)", re.ASCII)
@@ -40,7 +39,7 @@ class Policy:
         """The policy for a tier of `capacity` blocks."""
         return Slru(capacity, protected=self.protected, ghosts=None if self.ghosts else 0)
 
-    def make_linked(self, capacity: int) -> LinkedSlru[Frame]:
+    def make_linked(self, capacity: int) -> LinkedSlru:
         """The same policy as production's disk tier has it."""
         return LinkedSlru(capacity, protected=self.protected, ghosts=None if self.ghosts else 0)
 

@@ -11,7 +11,7 @@ from kvtier.cache import TieredCache
 from kvtier.keys import FAMILY_BYTES
 from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import Slru
-from kvtier.residency import Chain, Frame, Promotion
+from kvtier.residency import Chain, Promotion
 from kvtier.sim.tally import DISK, HOST, Tally
 from kvtier.sim.trace import NAMESPACE, Request
 from kvtier.tiers.disk import DiskTier
@@ -30,7 +30,7 @@ class TieredReplay:
         n_host: int,
         n_disk: int,
         host_policy: Slru,
-        disk_policy: LinkedSlru[Frame],
+        disk_policy: LinkedSlru,
         tally: Tally,
         *,
         keep_partial: bool,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from kvtier.keys import FAMILY_BYTES
+from kvtier.policy.linked import FIRST_ROW
 from kvtier.residency import Frame, Placement
 from kvtier.store.base import Change
 from kvtier.store.listing import coldest_first
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from kvtier.policy.linked import LinkedSlru
-    from kvtier.store.listing import Listing
+    from kvtier.store.listing import Columns, Listing
     from kvtier.types import ChunkKey
 
 FULL_PENALTY = 0.97
@@ -32,14 +35,17 @@ MAX_OWN = 4096
 
 
 class DiskTier:
-    """Index of the store's frames with per-shard accounting; satisfies `Tier`."""
+    """Index of the store's frames with per-shard accounting; satisfies `Tier`.
+
+    What it knows of a frame is in columns, at the row that the policy gives its key; see LinkedSlru.
+    """
 
     def __init__(
         self,
         n_shards: int,
         shard_bytes: int,
         cost_of: Callable[[int], int],
-        policy: LinkedSlru[Frame],
+        policy: LinkedSlru,
         *,
         first_shard: int = 0,
     ) -> None:
@@ -51,7 +57,9 @@ class DiskTier:
         self.policy = policy
         self.frame_bytes = 0  # stored length of all ready frames
         self.cost_of = cost_of
-        self._frames = policy.entries
+        self._rows = policy.rows
+        self._shards, self._sizes = array("H", bytes(2 * FIRST_ROW)), array("Q", bytes(8 * FIRST_ROW))
+        self._held: dict[int, Frame] = {}  # by row: those not ready, and those being read
         self._shard_bytes = shard_bytes
         self._budget = [shard_bytes] * n_shards
         self._used = [0] * n_shards
@@ -76,18 +84,52 @@ class DiskTier:
         return self._shard_bytes * len(self._budget)
 
     def __contains__(self, key: ChunkKey) -> bool:
-        return key in self._frames
+        return key in self._rows
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self._rows)
 
     def get(self, key: ChunkKey) -> Frame | None:
-        """The chunk's frame, committed or under way."""
-        return self._frames.get(key)
+        """The chunk's frame, committed or under way. While it is being read or written always the same."""
+        row = self._rows.get(key)
+        return None if row is None else self._held.get(row) or self._frame(key, row)
+
+    def is_ready(self, key: ChunkKey) -> bool:
+        """Whether the chunk's frame is committed."""
+        row = self._rows.get(key)
+        return row is not None and (row not in self._held or self._held[row].ready)
+
+    def pin(self, key: ChunkKey) -> Frame:
+        """The chunk, present, is going to be read: it does not make room until `unpin`."""
+        row = self._rows[key]
+        frame = self._held.get(row)
+        if frame is None:
+            frame = self._held[row] = self._frame(key, row)
+        frame.pins += 1
+        return frame
+
+    def unpin(self, frame: Frame) -> None:
+        """A read of `frame` has ended, whatever became of it meanwhile."""
+        frame.pins -= 1
+        self._let_go(frame)
 
     def frames(self) -> Iterator[Frame]:
         """All frames, any order."""
-        return iter(self._frames.values())
+        return (self._held.get(row) or self._frame(key, row) for key, row in self._rows.items())
+
+    def sample(self, n: int) -> list[Frame]:
+        """`n` of the frames, or all, at equal distances."""
+        step = max(1, len(self._rows) // max(1, n))
+        chosen = islice(self._rows.items(), 0, step * n, step)
+        return [self._held.get(row) or self._frame(key, row) for key, row in chosen]
+
+    def _frame(self, key: ChunkKey, row: int) -> Frame:
+        return Frame(key, self._shards[row], self._sizes[row], ready=True)
+
+    def _let_go(self, frame: Frame) -> None:
+        row = self._rows.get(frame.key)
+        if row is not None and frame.ready and not frame.pins and self._held.get(row) is frame:
+            del self._held[row]
 
     def touch(self, key: ChunkKey) -> None:
         """The chunk, present, was used again."""
@@ -104,7 +146,7 @@ class DiskTier:
     def set_family(self, family: bytes) -> None:
         """Reuse only keys that begin with `family` from now on; the others stay until room is needed."""
         self._family = family
-        self._foreign = {chunk_hash_of(key) for key in self._frames if key[:FAMILY_BYTES] != family}
+        self._foreign = {chunk_hash_of(key) for key in self._rows if key[:FAMILY_BYTES] != family}
 
     def load(self, listings: Iterable[Listing], *, alone: bool = True) -> list[tuple[int, ChunkKey]]:
         """Take over what a store held when it was opened, oldest coldest and foreign before own.
@@ -113,11 +155,13 @@ class DiskTier:
         others have the store open and see to it, of two frames of a key the one in the higher shard.
         """
         stale: list[tuple[int, ChunkKey]] = []
-        for key, shard, n_bytes in zip(*coldest_first(listings, self._family), strict=True):
-            if key in self._frames:
-                self.follow(shard, [Change(key, n_bytes)])
-            else:
-                self._arrive(key, shard, n_bytes)
+        columns = coldest_first(listings, self._family)
+        if not self._take_over(columns):
+            for key, shard, n_bytes in zip(*columns, strict=True):
+                if key in self._rows:
+                    self.follow(shard, [Change(key, n_bytes)])
+                else:
+                    self._arrive(key, shard, n_bytes)
         self._follow_frame_size()
         self._surprised.clear()
         if alone:
@@ -125,11 +169,28 @@ class DiskTier:
             self._twins.clear()
         if any(self._room(shard) < 0 for shard in range(len(self._budget))):
             for key in list(self.policy.victims()):
-                frame = self._frames[key]
-                if self._room(frame.shard) < 0:
-                    stale.append((frame.shard, key))
-                    self._remove(frame, evicted=True)
+                shard = self._shards[self._rows[key]]
+                if self._room(shard) < 0:
+                    stale.append((shard, key))
+                    self._remove(key, evicted=True)
         return stale
+
+    def _take_over(self, columns: Columns) -> bool:
+        """Fill a new tier; False, and nothing done, when it is not new or a key comes twice."""
+        if self._rows or len(self._shards) > FIRST_ROW or not self.policy.enter_all(columns.keys):
+            return False
+        self._rows = self.policy.rows
+        self._shards += columns.shards
+        self._sizes += columns.n_bytes
+        for shard, cost in zip(columns.shards, map(self.cost_of, columns.n_bytes), strict=True):
+            self._used[shard] += cost
+        self._total_used = sum(self._used)
+        self.frame_bytes = sum(columns.n_bytes)
+        for key in columns.keys:
+            if key[:FAMILY_BYTES] == self._family:
+                break  # from here on all are own ones
+            self._foreign.add(chunk_hash_of(key))
+        return True
 
     def place(self, key: ChunkKey, n_bytes: int) -> Placement | None:
         """Reserve room for an absent chunk's frame of `n_bytes`, evicting the coldest until one shard has it.
@@ -137,40 +198,39 @@ class DiskTier:
         The evicted have left the index; the caller deletes them from the store before or with the write. None when no
         room can be made (a frame larger than a shard, or everything cold is being read).
         """
-        assert key not in self._frames, f"{key.hex()} is on disk already"
+        assert key not in self._rows, f"{key.hex()} is on disk already"
         self._n_placed += 1
         cost = self.cost_of(n_bytes)
         shard = self._roomiest()
         evicted: list[tuple[int, ChunkKey]] = []
         if self._room(shard) < cost:
             room = [self._room(i) for i in range(len(self._budget))]
-            victims: list[Frame] = []
-            for scanned, candidate in enumerate(self.policy.victims()):
-                if scanned == MAX_VICTIM_SCAN:
-                    break
-                frame = self._frames[candidate]
-                if frame.pins or not frame.ready:
+            victims: list[tuple[int, ChunkKey]] = []
+            for candidate in islice(self.policy.victims(), MAX_VICTIM_SCAN):
+                row = self._rows[candidate]
+                if row in self._held:
                     continue
-                victims.append(frame)
-                room[frame.shard] += self.cost_of(frame.n_bytes)
-                if room[frame.shard] >= cost:
-                    shard = frame.shard
+                place = self._shards[row]
+                victims.append((place, candidate))
+                room[place] += self.cost_of(self._sizes[row])
+                if room[place] >= cost:
+                    shard = place
                     break
             if room[shard] < cost:
                 return None
             # Victims elsewhere would be lost for nothing: only the chosen shard gives up frames.
-            for frame in victims:
-                if frame.shard == shard:
-                    evicted.append((shard, frame.key))
-                    self._remove(frame, evicted=True)
+            evicted = [victim for victim in victims if victim[0] == shard]
+            for _, victim in evicted:
+                self._remove(victim, evicted=True)
         placed = Frame(key, shard, n_bytes, ready=False)
-        self._add(placed)
+        self._held[self._add(key, shard, n_bytes)] = placed
         return Placement(placed, tuple(evicted))
 
     def committed(self, frame: Frame) -> list[tuple[int, ChunkKey]]:
         """The write of a placed frame succeeded: it is readable. Returns `(shard, key)` to be deleted, as `follow`."""
-        assert self._frames.get(frame.key) is frame
+        assert self.get(frame.key) is frame
         frame.ready = True
+        self._let_go(frame)
         self.frame_bytes += frame.n_bytes
         self._own[frame.key] = None
         if len(self._own) > MAX_OWN:
@@ -188,11 +248,11 @@ class DiskTier:
         """
         stale: list[tuple[int, ChunkKey]] = []
         for key, n_bytes in changes:
-            frame = self._frames.get(key)
+            frame = self.get(key)
             here = frame is not None and frame.ready and frame.shard == shard
             if frame is not None and here and n_bytes != frame.n_bytes:
-                self._remove(frame, evicted=n_bytes is None)
-                here, frame = False, self._frames.get(key)
+                self._remove(key, evicted=n_bytes is None)
+                here, frame = False, self.get(key)
             if n_bytes is None:
                 self._twins.get(key, {}).pop(shard, None)
             elif frame is None:
@@ -209,20 +269,21 @@ class DiskTier:
         if not frame.ready or not twins or min(twins) > frame.shard:
             return []
         own = frame.key in self._own
-        self._remove(frame, evicted=False)
+        self._remove(frame.key, evicted=False)
         if own:
             return [(frame.shard, frame.key)]
         self._twins.setdefault(frame.key, {})[frame.shard] = frame.n_bytes
         return []
 
     def _arrive(self, key: ChunkKey, shard: int, n_bytes: int) -> None:
-        self._add(Frame(key, shard, n_bytes, ready=True))
+        self._add(key, shard, n_bytes)
         self.frame_bytes += n_bytes
         self._surprised.add(shard)
 
     def ready_in(self, shard: int) -> list[ChunkKey]:
         """The committed frames of a shard. Looks at all frames."""
-        return [frame.key for frame in self._frames.values() if frame.shard == shard and frame.ready]
+        shards = self._shards
+        return [key for key, row in self._rows.items() if shards[row] == shard and self.is_ready(key)]
 
     def shard_full(self, shard: int) -> None:
         """The store had no room where the accounting saw some: expect less of that shard, if it was not others'."""
@@ -239,24 +300,29 @@ class DiskTier:
 
     def drop(self, key: ChunkKey) -> None:
         """Forget the chunk's frame for good. Another process's frame of the chunk, if there is one, takes its place."""
-        frame = self._frames.get(key)
-        if frame is not None:
-            self._remove(frame, evicted=False)
+        if key in self._rows:
+            self._remove(key, evicted=False)
 
     def check(self) -> None:
         """Raise AssertionError if an invariant is broken."""
         self.policy.check()
         used = [0] * len(self._used)
-        for frame in self._frames.values():
+        for frame in self.frames():
             used[frame.shard] += self.cost_of(frame.n_bytes)
         assert used == self._used
         assert sum(used) == self._total_used
-        assert len(self.policy) == len(self._frames)
+        assert self._rows is self.policy.rows
+        assert len(self._shards) == len(self._sizes) == self.policy.n_rows
+        for row, frame in self._held.items():
+            assert self._rows[frame.key] == row
+            assert frame.pins or not frame.ready
+            assert (frame.shard, frame.n_bytes) == (self._shards[row], self._sizes[row])
         for key, twins in self._twins.items():
-            frame = self._frames[key]
-            assert not frame.ready or not twins or frame.shard < min(twins)
-        assert all(key in self._frames for key in self._own)
-        assert self.frame_bytes == sum(f.n_bytes for f in self._frames.values() if f.ready)
+            first = self.get(key)
+            assert first is not None
+            assert not first.ready or not twins or first.shard < min(twins)
+        assert all(key in self._rows for key in self._own)
+        assert self.frame_bytes == sum(frame.n_bytes for frame in self.frames() if frame.ready)
 
     def _room(self, shard: int) -> int:
         resting = self._n_placed < self._rests_until[shard]
@@ -266,32 +332,41 @@ class DiskTier:
         n_shards = len(self._budget)
         return max(((self._first_shard + n) % n_shards for n in range(n_shards)), key=self._room)
 
-    def _add(self, frame: Frame) -> None:
-        cost = self.cost_of(frame.n_bytes)
-        self._used[frame.shard] += cost
+    def _add(self, key: ChunkKey, shard: int, n_bytes: int) -> int:
+        cost = self.cost_of(n_bytes)
+        self._used[shard] += cost
         self._total_used += cost
-        self.policy.enter(frame)
-        if frame.key[:FAMILY_BYTES] != self._family:
-            self._foreign.add(chunk_hash_of(frame.key))
+        row = self.policy.enter(key)
+        if row == len(self._shards):
+            self._shards.append(shard)
+            self._sizes.append(n_bytes)
+        else:
+            self._shards[row], self._sizes[row] = shard, n_bytes
+        if key[:FAMILY_BYTES] != self._family:
+            self._foreign.add(chunk_hash_of(key))
+        return row
 
-    def _remove(self, frame: Frame, *, evicted: bool) -> None:
-        cost = self.cost_of(frame.n_bytes)
-        self._used[frame.shard] -= cost
+    def _remove(self, key: ChunkKey, *, evicted: bool) -> None:
+        row = self._rows[key]
+        frame = self._held.pop(row, None)
+        n_bytes = self._sizes[row]
+        cost = self.cost_of(n_bytes)
+        self._used[self._shards[row]] -= cost
         self._total_used -= cost
-        if frame.ready:
-            self.frame_bytes -= frame.n_bytes
-        self.policy.remove(frame.key, evicted=evicted)
-        if frame.key[:FAMILY_BYTES] != self._family:
-            self._foreign.discard(chunk_hash_of(frame.key))
-        self._own.pop(frame.key, None)
-        twins = self._twins.pop(frame.key, None)
+        if frame is None or frame.ready:
+            self.frame_bytes -= n_bytes
+        self.policy.remove(key, evicted=evicted)
+        if key[:FAMILY_BYTES] != self._family:
+            self._foreign.discard(chunk_hash_of(key))
+        self._own.pop(key, None)
+        twins = self._twins.pop(key, None)
         if twins:
             shard = min(twins)
-            self._arrive(frame.key, shard, twins.pop(shard))
+            self._arrive(key, shard, twins.pop(shard))
             if twins:
-                self._twins[frame.key] = twins
+                self._twins[key] = twins
 
     def _follow_frame_size(self) -> None:
         """Tell the policy how many frames of the present mean size the tier holds."""
-        if self._frames:
-            self.policy.resize(max(1, self.capacity_bytes * len(self._frames) // max(1, self._total_used)))
+        if self._rows:
+            self.policy.resize(max(1, self.capacity_bytes * len(self._rows) // max(1, self._total_used)))

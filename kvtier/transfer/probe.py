@@ -11,14 +11,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from kvtier.codec.frame import open_into
 from kvtier.codec.guard import PLAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from kvtier.codec.guard import Guard
     from kvtier.residency import Frame
@@ -31,11 +30,6 @@ PROBE_S = 0.5
 """No read begins later than this after the first."""
 
 STOP_TIMEOUT_S = 5.0
-
-
-def sample(frames: Iterable[Frame], n_frames: int, n: int) -> list[Frame]:
-    """`n` of `n_frames`, or all, at equal distances."""
-    return list(islice(frames, 0, None, max(1, n_frames // max(1, n))))[:n]
 
 
 class LoadProbe:

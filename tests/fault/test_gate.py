@@ -16,7 +16,7 @@ from kvtier.policy.gate import PROBE_EVERY_S, LoadGate
 from kvtier.store.memory import MemoryStore
 from kvtier.testing.faults import Fault
 from kvtier.transfer.mover import READS_AHEAD
-from kvtier.transfer.probe import LoadProbe, sample
+from kvtier.transfer.probe import LoadProbe
 from kvtier.types import ChunkKey, Lookup
 from tests.rigs.mover import CHUNK_BYTES, FRAME_BYTES, Rig, content, key, until
 
@@ -155,7 +155,7 @@ def test_a_slow_disk_that_a_probe_has_seen_costs_not_even_the_first_request(serv
     disk = server.rig.disk
     probe = LoadProbe(
         server.rig.store,
-        sample(disk.frames(), len(disk), 8),
+        disk.sample(8),
         CHUNK_BYTES,
         n_threads=server.n_threads,
         tell=server.rig.cache.assume_load_rate,

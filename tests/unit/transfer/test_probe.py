@@ -12,7 +12,7 @@ from kvtier.errors import StoreError
 from kvtier.residency import Frame
 from kvtier.store.memory import MemoryStore
 from kvtier.testing.faults import Fault, FaultyStore, flipped
-from kvtier.transfer.probe import PROBE_S, LoadProbe, sample
+from kvtier.transfer.probe import PROBE_S, LoadProbe
 from kvtier.types import ChunkKey
 
 CHUNK_BYTES = 4096
@@ -145,10 +145,3 @@ def test_a_read_that_never_ends_is_told_to_whoever_would_close_the_store(monkeyp
     assert not probe.stop()
     go_on.set()
     until(probe.stop)
-
-
-def test_the_sample_is_spread_over_all_frames():
-    frames = [Frame(ChunkKey(b"%d" % i), 0, 1, ready=True) for i in range(100)]
-    assert [frame.key for frame in sample(frames, 100, 4)] == [b"0", b"25", b"50", b"75"]
-    assert sample(frames, 100, 1000) == frames
-    assert sample([], 0, 4) == []
