@@ -303,9 +303,11 @@ def _with_disk(
     )
     kvtier = Kvtier(cache, epoch, namespace, prefill_rate, copy_rate)
     kvtier.read = mover.read
+    n_probed = max(disk_config.promote_threads, PROBE_BYTES // geometry.chunk_bytes)
     probe = LoadProbe(
         store,
-        disk.sample(max(disk_config.promote_threads, PROBE_BYTES // geometry.chunk_bytes)),
+        # Where nothing is decided by what it finds, it would only be in the way of the first loads.
+        disk.sample(n_probed) if disk_config.load == "auto" else [],
         geometry.chunk_bytes,
         guard=sealing.guard,
         n_threads=disk_config.promote_threads,
