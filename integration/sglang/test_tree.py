@@ -13,7 +13,7 @@ from sglang.srt.environ import envs
 
 pytest.importorskip("sglang.test.kits.unified_radix_cache", reason="this SGLang ships no fixtures for its tree")
 
-from integration.sglang.trees import MAMBA, MHA, SWA, Tree
+from integration.sglang.trees import MAMBA, MHA, MLA, SWA, Tree
 
 Begin = Callable[..., Tree]
 
@@ -70,6 +70,34 @@ def test_another_memory_layout_finds_nothing(begin: Begin) -> None:
     begin(layout="page_first_direct").store(asked)
     assert begin(layout="page_first").load(asked) == (0, [])
     assert begin(layout="page_first_direct").load(asked)[0] == len(asked)
+
+
+def tensor_parallel(rank: int, size: int) -> dict[str, int]:
+    return {
+        "tp_rank": rank, "tp_size": size, "attn_tp_rank": rank, "attn_tp_size": size, "moe_tp_rank": rank,
+        "moe_tp_size": size,
+    }  # fmt: skip
+
+
+RANKS = {
+    "tp": (tensor_parallel(0, 2), tensor_parallel(1, 2)),
+    "pp": ({"pp_rank": 0, "pp_size": 2}, {"pp_rank": 1, "pp_size": 2}),
+    "another number": (tensor_parallel(0, 1), tensor_parallel(0, 2)),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), RANKS.values(), ids=RANKS.keys())
+@pytest.mark.parametrize("cfg", [MHA, MLA], ids=["mha", "mla"])
+def test_ranks_share_what_all_of_them_hold_and_nothing_else(begin: Begin, cfg: Any, one: Any, other: Any) -> None:
+    asked = tokens(6, cfg.page_size)
+    stored = begin(cfg, rank=one).store(asked)
+    assert begin(cfg, rank=one).load(asked)[0] == len(asked)
+    n_loaded, state = begin(cfg, rank=other).load(asked)
+    if cfg is MLA and one == tensor_parallel(0, 2):
+        assert n_loaded == len(asked)
+        assert equal(state, stored)
+    else:
+        assert n_loaded == 0
 
 
 def test_another_request_namespace_finds_nothing(begin: Begin) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from sglang.kernels.ops.attention.fla.chunk_delta_h import CHUNK_SIZE
 from sglang.srt.mem_cache.base_prefix_cache import CacheRequestHandle
+from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
 from sglang.srt.mem_cache.unified_cache.components.base import ComponentType
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
+from sglang.test.kits.unified_radix_cache import fixtures
 from sglang.test.kits.unified_radix_cache.config import CacheConfig
 from sglang.test.kits.unified_radix_cache.fixtures import (
     build_fixture,
@@ -38,12 +42,16 @@ class Tree(UnifiedRadixCacheStorageFixtures):
         *,
         storage: str = "dynamic",
         buffer: str = "16MiB",
+        rank: Mapping[str, int] | None = None,
         **extra: Any,
     ) -> None:
+        """`rank` is which rank of how many this is: `tp_rank`, `tp_size`, `pp_rank`, `pp_size`, ..."""
         self.cfg = cfg
         self._undo: list[Any] = []
-        self.cache, self.allocator, self.requests = build_fixture(cfg)
-        parallel = get_parallel().override(tp_rank=0, tp_size=1, pp_rank=0, pp_size=1)
+        kv_pool = _mla_pool if cfg is MLA else fixtures.MHATokenToKVPool
+        with mock.patch.object(fixtures, "MHATokenToKVPool", kv_pool):
+            self.cache, self.allocator, self.requests = build_fixture(cfg)
+        parallel = get_parallel().override(**{"tp_rank": 0, "tp_size": 1, "pp_rank": 0, "pp_size": 1, **(rank or {})})
         parallel.__enter__()
         self._undo.append(lambda: parallel.__exit__(None, None, None))
         config = {
@@ -122,7 +130,7 @@ class Tree(UnifiedRadixCacheStorageFixtures):
         rows = self.cache.path_device_indices(node)
         pool = self.allocator.get_kvcache()
         full = getattr(pool, "full_kv_pool", pool)
-        state = [buffer[rows] for buffer in (*full.k_buffer, *full.v_buffer)]
+        state = [buffer[rows] for buffer in _layers(full)]
         if self.cfg.has_swa:
             window = rows[-self.cfg.sliding_window_size :]
             swa_rows = self.allocator.full_to_swa_index_mapping[window]
@@ -137,7 +145,7 @@ class Tree(UnifiedRadixCacheStorageFixtures):
     def _buffers(self) -> list[torch.Tensor]:
         pool = self.allocator.get_kvcache()
         pools = [getattr(pool, "full_kv_pool", pool), *([pool.swa_kv_pool] if self.cfg.has_swa else [])]
-        buffers = [buffer for p in pools for buffer in (*p.k_buffer, *p.v_buffer)]
+        buffers = [buffer for p in pools for buffer in _layers(p)]
         if self.cfg.has_mamba:
             mamba = self.requests.mamba_pool.mamba_cache
             buffers += [mamba.temporal, *mamba.conv]
@@ -166,7 +174,17 @@ class Tree(UnifiedRadixCacheStorageFixtures):
         raise AssertionError(message)
 
 
+def _layers(pool: Any) -> list[torch.Tensor]:
+    return list(pool.kv_buffer) if isinstance(pool, MLATokenToKVPool) else [*pool.k_buffer, *pool.v_buffer]
+
+
+def _mla_pool(*, head_num: int, head_dim: int, **shape: Any) -> MLATokenToKVPool:
+    """The pool of a model with latent attention, where the kit makes one with keys and values."""
+    return MLATokenToKVPool(kv_lora_rank=head_num * head_dim, qk_rope_head_dim=head_dim, **shape)
+
+
 MHA = CacheConfig(page_size=16, components=(ComponentType.FULL,))
+MLA = CacheConfig(page_size=16, components=(ComponentType.FULL,), num_layers=5)
 SWA = CacheConfig(page_size=16, components=(ComponentType.FULL, ComponentType.SWA), sliding_window_size=32, kv_size=512)
 MAMBA = CacheConfig(
     page_size=64, components=(ComponentType.FULL, ComponentType.MAMBA), enable_mamba_extra_buffer=True,

@@ -17,11 +17,14 @@ def register() -> None:
     base = importlib.import_module("sglang.srt.mem_cache.pool_host.base")
     common = importlib.import_module("sglang.srt.mem_cache.pool_host.common")
     mha = importlib.import_module("sglang.srt.mem_cache.pool_host.mha")
+    mla = importlib.import_module("sglang.srt.mem_cache.pool_host.mla")
     mamba = importlib.import_module("sglang.srt.mem_cache.pool_host.mamba")
     base.HostKVCache.pin_memory = property(lambda self: False, lambda self, value: None)
     common.ALLOC_MEMORY_FUNCS["cpu"] = _allocate
     mha.MHATokenToKVPoolHost.load_to_device_per_layer = _load_layer
     mha.MHATokenToKVPoolHost.backup_from_device_all_layer = _back_up_layers
+    mla.MLATokenToKVPoolHost.load_to_device_per_layer = _load_layer
+    mla.MLATokenToKVPoolHost.backup_from_device_all_layer = _back_up_layers
     mamba.MambaPoolHost._copy_tensor_pf_lf = staticmethod(_load_state)
     mamba.MambaPoolHost._copy_tensor_all_layers_lf_pf = staticmethod(_back_up_state)
     _without_triton(importlib.import_module("sglang.srt.mem_cache.allocator.paged"))
@@ -31,10 +34,16 @@ def _allocate(dims: Any, dtype: Any, device: str, pin_memory: bool, allocator: A
     return allocator.allocate(dims, dtype=dtype, device=device)
 
 
-def _device_buffers(pool: Any, device_pool: Any) -> tuple[Any, Any]:
-    if hasattr(pool, "device_k_buffers"):
-        return pool.device_k_buffers, pool.device_v_buffers
-    return device_pool.k_buffer, device_pool.v_buffer
+def _buffers(pool: Any, device_pool: Any) -> list[tuple[torch.Tensor, Any]]:
+    """Each host buffer with the buffers of all layers on the device: keys and values, or MLA's one for both."""
+    if hasattr(pool, "kv_lora_rank"):
+        return [(pool.kv_buffer, getattr(pool, "device_kv_buffers", None) or device_pool.kv_buffer)]
+    device = (
+        (pool.device_k_buffers, pool.device_v_buffers)
+        if hasattr(pool, "device_k_buffers")
+        else (device_pool.k_buffer, device_pool.v_buffer)
+    )
+    return list(zip((pool.k_buffer, pool.v_buffer), device, strict=True))
 
 
 def _host_places(pool: Any, buffer: torch.Tensor, indices: torch.Tensor, layer: int) -> tuple[torch.Tensor, Any]:
@@ -62,7 +71,7 @@ def _load_layer(
     *,
     is_draft: bool = False,
 ) -> None:
-    for host, device in zip((self.k_buffer, self.v_buffer), _device_buffers(self, device_pool), strict=True):
+    for host, device in _buffers(self, device_pool):
         if layer_id < len(device):
             part, at = _host_places(self, host, host_indices, layer_id)
             device[layer_id][device_indices] = part[at]
@@ -71,7 +80,7 @@ def _load_layer(
 def _back_up_layers(
     self: Any, device_pool: Any, host_indices: torch.Tensor, device_indices: torch.Tensor, io_backend: str
 ) -> None:
-    for host, device in zip((self.k_buffer, self.v_buffer), _device_buffers(self, device_pool), strict=True):
+    for host, device in _buffers(self, device_pool):
         for layer in range(len(device)):
             part, at = _host_places(self, host, host_indices, layer)
             part[at] = device[layer][device_indices]

@@ -102,6 +102,16 @@ def test_what_shapes_the_bytes_separates_pages(start: Start, other: dict[str, ob
     assert start().load(NAMES) == NAMES
 
 
+@pytest.mark.parametrize("mla", [False, True], ids=["mha", "mla"])
+@pytest.mark.parametrize("what", ["tp", "pp", "attn_cp"])
+def test_a_rank_finds_what_another_stored_only_where_both_hold_the_same(start: Start, what: str, mla: bool) -> None:
+    first, second = ({f"{what}_rank": rank, f"{what}_size": 2, "is_mla_model": mla} for rank in (0, 1))
+    stored(start, **first)
+    assert start(**second).load(NAMES) == (NAMES if mla and what == "tp" else [None] * len(NAMES))
+    assert start(**{**first, f"{what}_size": 4}).load(NAMES) == [None] * len(NAMES)
+    assert start(**first).load(NAMES) == NAMES
+
+
 def stats(rank: Rank):  # type: ignore[no-untyped-def]
     snapshot = rank.backend.snapshot()
     return snapshot[0]
