@@ -172,7 +172,7 @@ def test_a_get_that_ends_while_pages_are_decoded_waits_for_them_and_for_no_more(
     first.put(names(8))
     first.settle()
     first.stop()
-    rig = start(timeout_s=0.05)
+    rig = start(timeout_s=1.0)
     decoding, free = threading.Event(), threading.Event()
 
     def slow(frame: memoryview, out: Pieces, **how: object) -> None:
@@ -181,7 +181,7 @@ def test_a_get_that_ends_while_pages_are_decoded_waits_for_them_and_for_no_more(
         open_into(frame, out, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr("kvtier.pages.open_into", slow)
-    threading.Timer(0.2, free.set).start()
+    threading.Timer(1.2, free.set).start()
     got, content = rig.get(names(8))
     assert decoding.is_set()
     n_landed = sum(isinstance(source, Source) for source in got)
