@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,16 +36,19 @@ def run(conditions: Conditions) -> Iterator[Result]:
     try:
         conditions.progress(f"from the disk, {n_rounds} rounds")
         cold = time_in_turns(ways.works(cold=True), n_rounds, warm=False)
-        cpu_s_per_gb = ways.cpu_s / (n_rounds * n_bytes / GB)
+        cpu_s_per_gb = ways.cpu_s_per_gb()
         if ways.warmest > 0.02:
             conditions.note(f"promote.cold: up to {ways.warmest:.0%} of the store was still in the page cache")
         yield _rates("promote.cold", cold, n_bytes)
         yield from _ratios("promote.cold", cold, n_bytes)
         yield Result("promote.cold_cpu_s_per_gb", cpu_s_per_gb, "s/GB")
+        yield from _cores("promote.cores_for_odirect", cold, "odirect", cpu_s_per_gb, n_bytes)
+        yield from _cores("promote.cores_for_twice_vllm_fs", cold, "vllm_fs", 2 * cpu_s_per_gb, n_bytes)
         conditions.progress(f"from the page cache, {n_rounds} rounds")
         hot = time_in_turns(ways.works(cold=False), n_rounds)
         yield _rates("promote.hot", hot, n_bytes)
         yield from _ratios("promote.hot", hot, n_bytes)
+        yield Result("promote.hot_cpu_s_per_gb", ways.cpu_s_per_gb(), "s/GB")
     finally:
         ways.close()
 
@@ -61,6 +65,16 @@ def _ratios(name: str, timings: Timings, n_bytes: int) -> Iterator[Result]:
             yield Result(f"{name}_vs_{peer}", timings.speedup("kvtier", peer), "x", rates)
 
 
+def _cores(name: str, timings: Timings, peer: str, cpu_s_per_gb: float, n_bytes: int) -> Iterator[Result]:
+    """Processors that promote as many GB/s of KV as `peer`, at the seconds of processor time that one GB took here.
+
+    A floor: it takes them to be busy all the time, and the disk to have the frames as fast.
+    """
+    if peer in timings.seconds:
+        here = {"here": float(len(os.sched_getaffinity(0)))}
+        yield Result(name, cpu_s_per_gb * timings.rate(peer, n_bytes), "cores", here)
+
+
 class _Ways:
     """The store, filled, and its peers."""
 
@@ -69,7 +83,7 @@ class _Ways:
         self._chunk_bytes = conditions.chunk_bytes
         self._n_chunks = conditions.n_chunks
         self.n_bytes = self._n_chunks * self._chunk_bytes
-        self.cpu_s = 0.0  # of kvtier's cold rounds
+        self._cpu_s: list[float] = []  # of kvtier's rounds
         self.warmest = 0.0
         self._codec = codec_for(data.dtype)
         self._path = conditions.folder / "kvtier"
@@ -114,6 +128,11 @@ class _Ways:
         """Let go of the files."""
         self._close()
 
+    def cpu_s_per_gb(self) -> float:
+        """Processor time of kvtier's rounds since the last call, the middle one."""
+        seconds, self._cpu_s = self._cpu_s, []
+        return statistics.median(seconds) / (self.n_bytes / GB)
+
     def _open(self, *, cold: bool) -> None:
         if cold:
             drop_page_cache(self._path)
@@ -125,13 +144,12 @@ class _Ways:
         self._traffic = Traffic(
             self._pool, self._store, self._codec, chunk_bytes=self._chunk_bytes, n_threads=n_threads()
         )
-        self._is_cold = cold
 
     def _promote(self) -> None:
         assert self._traffic is not None
         before_s = time.process_time()
         self._traffic.promote(range(self._n_chunks))
-        self.cpu_s += (time.process_time() - before_s) * self._is_cold
+        self._cpu_s.append(time.process_time() - before_s)
 
     def _close(self) -> None:
         if self._traffic is not None:

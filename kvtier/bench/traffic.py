@@ -86,7 +86,7 @@ class Traffic:
         self._disk.set_family(key_of(0)[:8])
         self._disk.load(store.scan())
         self._promoted = self._spilled = self._n_spilling = 0
-        self._spill_goal = 0
+        self._promote_goal = self._spill_goal = 0
         self._endless: itertools.cycle[Frame] | None = None
         self._new_keys = itertools.count(time.time_ns())  # not in the store from an earlier traffic
         self._spill_slots = itertools.cycle(range(self._slots.n))
@@ -107,7 +107,7 @@ class Traffic:
     def promote(self, numbers: Sequence[int]) -> None:
         """Promote chunks `numbers`, in order, and wait until all are there. StoreError when one is not."""
         frames = [self._frame(number) for number in numbers]
-        goal = self._promoted + len(frames)
+        goal = self._promote_goal = self._promoted + len(frames)
         for row, frame in enumerate(frames):
             self._submit(frame, row % self._slots.n)
         with self._done:
@@ -180,7 +180,8 @@ class Traffic:
             self._promoted += 1
             if failure is not None:
                 self.failures.append(f"chunk {job.frame.key.hex()} could not be read: {failure.name}")
-            self._done.notify_all()
+            if self._promoted >= self._promote_goal:  # an engine is not woken for each either: it asks in its next step
+                self._done.notify_all()
         if self._endless is not None:
             self._submit(next(self._endless), job.resident.slot)
 
