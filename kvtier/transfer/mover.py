@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SPILL_BATCH = 8
 """Frames per round of the spill thread: a few puts per transaction are enough for full write speed."""
 
-READS_AHEAD = 4
+READS_AHEAD = 2
 """Promotions that may be reading while `n_promote_threads` decode. Measured: docs/performance.md, "Cold reads"."""
 
 SPILL_BUFFER_BYTES = 64 << 20
