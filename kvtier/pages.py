@@ -45,8 +45,8 @@ GROUP_PAGES = 32
 class Pages:
     """Get, put and look for pages. Any thread; one get and one put run at a time, others wait for their turn.
 
-    Every call ends within its timeout, plus the time of decoding a page for each thread, whatever the disk does; what
-    it could not do by then it reports as not done. Nothing is written to the engine's memory, and nothing read from
+    Every call ends within its timeout, plus the time of sealing or decoding one page, whatever the disk does; what it
+    could not do by then it reports as not done. Nothing is written to the engine's memory, and nothing read from
     it, after a call has returned.
     """
 
@@ -218,7 +218,7 @@ class Pages:
         def seal(batch: Batch, i: int) -> bool:
             key, slot = offload.keys[i], offload.slots[i]
             with batch.claim() as mine:
-                return mine and self._seal(key, slot, sources[of[key]])
+                return mine and self._clock() < deadline_s and self._seal(key, slot, sources[of[key]])
 
         batch = Batch(len(offload.keys), seal)
         self._workers.give(batch, min(len(offload.keys), self._n_threads) - 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.codec.frame import open_into
+from kvtier.codec.frame import open_into, seal_into
 from kvtier.codec.pieces import Pieces
 from kvtier.errors import StoreError
 from kvtier.store.lmdb import LmdbStore
@@ -217,6 +217,28 @@ def test_a_put_to_a_disk_that_hangs_takes_what_fits_and_ends_in_time(start: Star
     hang.set()
     rig.settle()
     assert rig.get(names(8))[1] == [page(name) for name in names(8)]
+
+
+def test_a_put_that_takes_too_long_to_seal_ends_with_what_is_sealed(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = start()
+    now = [0.0]
+    monkeypatch.setattr(rig.pages, "_clock", lambda: now[0])
+
+    def slow(*args: object, **how: object) -> int:
+        now[0] += 8.0
+        return seal_into(*args, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("kvtier.pages.seal_into", slow)
+    taken = rig.put(names(12))
+    n_taken = sum(taken)
+    assert 0 < n_taken < 12
+    assert taken == [True] * n_taken + [False] * (12 - n_taken)
+    monkeypatch.undo()
+    assert rig.get(names(n_taken))[1] == [page(name) for name in names(n_taken)]
+    rig.settle()
+    rig.cache.check()
 
 
 def test_a_put_does_not_wait_for_a_disk_that_is_switched_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
