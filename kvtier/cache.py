@@ -10,12 +10,12 @@ import threading
 from typing import TYPE_CHECKING
 
 from kvtier.backlog import CLEAN_SHARE, Backlog
-from kvtier.holdings import Holdings
 from kvtier.observe.rate import PrefillRate
 from kvtier.observe.stats import Gauges, Stats
 from kvtier.policy.gate import LoadGate
-from kvtier.residency import Chain, Frame, Offload, Placement, Promises, Promotion, Resident, State
-from kvtier.tiers.host import MAX_OFFLOAD_SCAN, MAX_PROMOTE_SCAN
+from kvtier.promotions import UNDER_WAY, Promotions
+from kvtier.residency import Chain, Offload, Placement, Promises, Promotion, Resident, State
+from kvtier.tiers.host import MAX_OFFLOAD_SCAN
 from kvtier.types import Lookup, Miss, Source
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from kvtier.tiers.host import HostTier
     from kvtier.types import ChunkKey
 
-PINNED_SHARE = 0.875
-"""Promotions may not pin more of the host pool than this: the rest keeps taking stores."""
-
 QUARANTINE_STEPS = 16
 """Engine steps after a reset until copies that were in flight have surely ended (pipeline depth included)."""
 
@@ -36,7 +33,7 @@ PROMISE_STEPS = 256
 """Engine steps after which promises of a request that is not looked up any more are taken back."""
 
 
-class TieredCache(Holdings):
+class TieredCache(Promotions):
     """Lookup, touch, spill, promote, evict over a host tier and, where there is one, a disk tier."""
 
     def __init__(
@@ -54,6 +51,7 @@ class TieredCache(Holdings):
         gate: LoadGate | None = None,
         admit_share: float = 1.0,
         budget: WriteBudget | None = None,
+        max_under_way: int = UNDER_WAY,
     ) -> None:
         """Orchestrate `host` and `disk`.
 
@@ -61,6 +59,7 @@ class TieredCache(Holdings):
         threads; they are called under the lock and must not block. `write_behind_after_s`, `clean_share`,
         `admit_share` and `budget` are as in Backlog. Unless `ready_for_restart`, the disk copy of what host RAM keeps
         serving grows cold and makes room. Without `gate` whatever is on disk is loaded.
+        `max_under_way` promotions begin, the others stand in line.
         """
         self.stats = Stats()
         self.host = host
@@ -88,6 +87,7 @@ class TieredCache(Holdings):
         self._quarantine: list[tuple[int, Resident]] = []
         self._step = 0
         self._n_promoting = 0
+        self._max_under_way = max_under_way
         self._ready_for_restart = ready_for_restart
 
     # ---- scheduler thread -------------------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ class TieredCache(Holdings):
                 disk_raw_bytes=len(disk) * self.host.chunk_bytes if disk is not None else 0,
                 disk_stored_bytes=disk.frame_bytes if disk is not None else 0,
                 spill_backlog=len(self._backlog),
-                promote_backlog=self._n_promoting,
+                promote_backlog=self._n_promoting + self._promises.n_waiting,
                 prefill_tokens_per_s=prefill_tokens_per_s,
                 **self._gate.rates()._asdict(),
                 disk_on=disk is not None and self.disk_readable,
@@ -389,27 +389,9 @@ class TieredCache(Holdings):
             self._backlog.check()
             for resident in self.host.residents():
                 assert not resident.dirty or (resident.state is State.READY and not self._is_on_disk(resident.key))
-            assert self._n_promoting >= 0
+            assert self._n_promoting >= (self._max_under_way if self._promises.n_waiting else 0)
 
     # ---- under the lock ---------------------------------------------------------------------------------------------
-
-    def _read_ended(self, frame: Frame, failure: Miss | None, now_s: float) -> None:
-        self._n_promoting -= 1
-        self._gate.load_ended(now_s, self.host.chunk_bytes if failure is None else 0)
-        if failure is None:
-            self.stats.promoted_chunks += 1
-            self.stats.promote_raw_bytes += self.host.chunk_bytes
-            self.stats.promote_stored_bytes += frame.n_bytes
-        self.stats.corrupt_frames += failure is Miss.CORRUPT
-        self.stats.foreign_frames += failure is Miss.FOREIGN
-        self.stats.load_errors += failure is Miss.LOAD_FAILED
-        assert self.disk is not None
-        # A frame that is not there any more, or not where it was, was another process's to delete.
-        if failure not in (None, Miss.GATE) and self.disk.get(frame.key) is frame:
-            self.disk.drop(frame.key)
-            if failure is not Miss.EVICTED:
-                self._delete_frame(frame.shard, frame.key)
-        self.disk.unpin(frame)
 
     def _lookup_disk(self, chain: Chain, key: ChunkKey) -> Lookup:
         disk = self.disk
@@ -417,29 +399,7 @@ class TieredCache(Holdings):
             return self._miss(chain, key)
         if not self.disk_readable:
             return self._miss(chain, key, Miss.LOAD_FAILED)
-        now, probe = self._clock(), False
-        if chain.may_promote is None:
-            probe = self._gate.judge(chain, now)
-            self.stats.gated_requests += chain.may_promote == 0
-        if not chain.may_promote and not probe:
-            return self._miss(chain, key, Miss.GATE)
-        pinned = self._promises.n_residents >= int(self.host.n_slots * PINNED_SHARE)
-        if pinned or not self._make_room(chain, 1, MAX_PROMOTE_SCAN):
-            return self._miss(chain, key, Miss.GATE)
-        resident = self.host.place(key, State.PROMOTING, 0.0)
-        frame = disk.pin(key)
-        disk.touch(key)
-        self._n_promoting += 1
-        chain.used[key] = None  # entering the tier is this request's use of it
-        self._gate.load_started(now, probe=probe)
-        self._submit_promotion(Promotion(resident, frame))
-        if probe:  # measured, and nobody waits for it
-            self.stats.probed_chunks += 1
-            return self._miss(chain, key, Miss.GATE)
-        self._promises.give(chain, resident)
-        chain.sources[key] = Source.DISK
-        chain.may_promote = (chain.may_promote or 0) - 1
-        return Lookup.PENDING
+        return Lookup.PENDING if self._promote(chain, key) else self._miss(chain, key, Miss.GATE)
 
     def _miss(self, chain: Chain, key: ChunkKey, reason: Miss | None = None) -> Lookup:
         if chain.miss is None:
@@ -456,15 +416,6 @@ class TieredCache(Holdings):
     def _remembered(self, key: ChunkKey) -> bool:
         """Whether a tier evicted `key` not too long ago."""
         return self.host.remembers(key) or (self.disk is not None and self.disk.remembers(key))
-
-    def _make_room(self, chain: Chain, n_slots: int, max_scan: int) -> bool:
-        """Have `n_slots` free, or as many as can be had, evicting if need be, but never a chunk of the asking chain."""
-        for victim in self.host.choose_victims(n_slots - self.host.n_free, chain.used, max_scan):
-            self.stats.host_evicted_chunks += 1
-            self.stats.host_dropped_chunks += victim.dirty
-            self._backlog.remove(victim)
-            self.host.evict(victim)
-        return self.host.n_free >= n_slots
 
     def _use(self, chain: Chain, keys: Sequence[ChunkKey]) -> None:
         """Count one use per request of each of `keys`, given head first; the head is hottest afterwards."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -65,7 +66,8 @@ class Chain:
     picked: bool | None = None  # whether its new chunks are written on first use, once that has been decided
     held_back: bool = False  # a chunk of it may not go to disk: nothing behind that may
     failures: dict[ChunkKey, Miss] = field(default_factory=dict)  # promotions that failed while this chain waited
-    pending: int = 0  # promised residents that are not READY yet
+    waiting: dict[ChunkKey, None] = field(default_factory=dict)  # answered PENDING, and their promotions not begun yet
+    pending: int = 0  # promised residents that are not READY yet, and what is waiting
     miss: Miss | None = None  # why the last walk ended
     seen_step: int = 0  # step of the last lookup; stale promises are taken back
     n_before: int = 0  # tokens of the request that the device has
@@ -112,8 +114,10 @@ class Promises:
     def __init__(self, release: Callable[[Resident], None]) -> None:
         """`release` is called with every resident from which a promise was taken back."""
         self.n_residents = 0  # with at least one holder
+        self.n_waiting = 0  # of all chains
         self._release = release
         self._chains: set[Chain] = set()
+        self._line: deque[tuple[Chain, ChunkKey]] = deque()  # who waits, and some who no longer do
 
     def open(self) -> Chain:
         """A new chain."""
@@ -133,8 +137,35 @@ class Promises:
         chain.promises[resident.key] = resident
         chain.pending += resident.state is not State.READY
 
+    def wait(self, chain: Chain, key: ChunkKey) -> None:
+        """Promise that the promotion of `key`, for which `chain` does not wait yet, begins after all that wait now."""
+        chain.waiting[key] = None
+        chain.pending += 1
+        self.n_waiting += 1
+        self._line.append((chain, key))
+
+    def next_waiting(self) -> tuple[Chain, ChunkKey]:
+        """Who has waited longest, and does not any more. There must be one."""
+        while True:
+            chain, key = self._line.popleft()
+            if key in chain.waiting:
+                del chain.waiting[key]
+                chain.pending -= 1
+                self.n_waiting -= 1
+                return chain, key
+
+    def leave(self, chain: Chain) -> None:
+        """`chain` waits for nothing any more that has not begun."""
+        self.n_waiting -= len(chain.waiting)
+        chain.pending -= len(chain.waiting)
+        chain.waiting.clear()
+        if not self.n_waiting:
+            self._line.clear()
+
     def take_back(self, chain: Chain) -> None:
         """Take back all promises to `chain`."""
+        if chain.waiting:
+            self.leave(chain)
         for resident in chain.promises.values():
             resident.holders.discard(chain)
             self.n_residents -= not resident.holders
@@ -145,7 +176,7 @@ class Promises:
     def take_back_unseen(self, since_step: int) -> None:
         """Take back the promises to chains that were not looked up since `since_step`."""
         for chain in self._chains:
-            if chain.promises and chain.seen_step < since_step:
+            if (chain.promises or chain.waiting) and chain.seen_step < since_step:
                 self.take_back(chain)
 
     def take_back_all(self) -> None:
@@ -184,4 +215,8 @@ class Promises:
         for resident in residents:
             assert resident.holders == {c for c in self._chains if c.promises.get(resident.key) is resident}
         for chain in self._chains:
-            assert chain.pending == sum(r.state is not State.READY for r in chain.promises.values())
+            n_pending = sum(r.state is not State.READY for r in chain.promises.values())
+            assert chain.pending == n_pending + len(chain.waiting)
+        assert self.n_waiting == sum(len(chain.waiting) for chain in self._chains)
+        in_line = {(id(chain), key) for chain, key in self._line}
+        assert all((id(chain), key) in in_line for chain in self._chains for key in chain.waiting)

@@ -85,6 +85,7 @@ class LoadGate:
         self._mode = mode
         self._min_tokens = min_tokens
         self._n_lanes = n_lanes
+        self.n_in_line = 0  # promotions promised and not begun; set by the cache
         self._refused: set[int] = set()  # sizes, as bits of a number of chunks
         self._n_refused = 0  # since the last trial
         self._trial_share = TRIAL_SHARE
@@ -95,6 +96,11 @@ class LoadGate:
         self._n_landed = 0
         self._gave_up_s = -math.inf  # when somebody last did
         self._hangs = False  # from when a request saw nothing end in all the time it waited, until something does
+
+    @property
+    def n_queued(self) -> int:
+        """Promotions that end before one that is asked for now."""
+        return self.disk.n_under_way + self.n_in_line
 
     # ---- decisions --------------------------------------------------------------------------------------------------
 
@@ -119,7 +125,7 @@ class LoadGate:
         return False
 
     def _compare(self, chain: Chain, n_chunks: int, now_s: float) -> bool:
-        queued = 0 if chain.pending else self.disk.n_under_way  # what it waits for anyway is no cost of loading more
+        queued = 0 if chain.pending else self.n_queued  # what it waits for anyway is no cost of loading more
         lands_in_time = max(1, self._lands_in_time - queued)
         limit = NO_LIMIT if n_chunks <= lands_in_time else lands_in_time
         n_chunks = min(n_chunks, lands_in_time)
@@ -157,9 +163,9 @@ class LoadGate:
                 chain.joins = chain.may_promote != 0
                 return chain.joins
             # All it can join is what is under way: a probe may be a single chunk.
-            n_chunks = max(1, min(chain.n_chunks - len(chain.promises), self.disk.n_under_way))
+            n_chunks = max(1, min(chain.n_chunks - len(chain.promises), self.n_queued))
             recompute_s = self._recompute_s(chain, n_chunks)
-            load_s = STEPS_S + self._disk_s(self.disk.n_under_way) + self._copy_s(n_chunks)
+            load_s = STEPS_S + self._disk_s(self.n_queued) + self._copy_s(n_chunks)
             chain.joins = load_s <= recompute_s
             if chain.joins:
                 chain.recompute_s, chain.patience_s = recompute_s, _patience_s(load_s, recompute_s)
@@ -172,7 +178,7 @@ class LoadGate:
         """
         if chain.waits_since_s is None:
             chain.waits_since_s, chain.n_awaited = now_s, chain.pending
-            chain.n_queued, chain.n_landed_before = self.disk.n_under_way, self._n_landed
+            chain.n_queued, chain.n_landed_before = self.n_queued, self._n_landed
         waited_s = now_s - chain.waits_since_s
         if self._hangs and waited_s >= MIN_WAIT_S:
             return False

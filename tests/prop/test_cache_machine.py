@@ -59,6 +59,7 @@ class CacheMachine(RuleBasedStateMachine):
         write_behind=st.sampled_from([True, True, False]),
         admit_share=st.sampled_from([1.0, 1.0, 0.5, 0.0]),
         budget=st.sampled_from([None, None, 300]),
+        max_under_way=st.sampled_from([1, 2, 100]),
     )
     def build(
         self,
@@ -68,6 +69,7 @@ class CacheMachine(RuleBasedStateMachine):
         write_behind: bool,
         admit_share: float,
         budget: int | None,
+        max_under_way: int,
     ) -> None:
         self.host = HostTier(n_slots, 1, Slru(n_slots))
         self.disk = DiskTier(n_shards, SHARD_BYTES, lambda n: n, LinkedSlru(1)) if n_shards else None
@@ -83,6 +85,7 @@ class CacheMachine(RuleBasedStateMachine):
             write_behind_after_s=1.0 if write_behind else None,
             admit_share=admit_share,
             budget=Purse(budget) if budget is not None else None,
+            max_under_way=max_under_way,
         )
 
     @precondition(lambda self: self.host.n_slots < 12)
@@ -154,7 +157,12 @@ class CacheMachine(RuleBasedStateMachine):
                 assert request.chain.miss is not None
                 assert before is None or before.spoilt
                 break
-            assert resident is not None
+            if resident is None:
+                assert answer is Lookup.PENDING
+                assert key in request.chain.waiting
+                assert len(self.promotions) >= self.cache._max_under_way
+                answers.append(answer)
+                continue
             assert (answer is Lookup.HIT) == (resident.state is State.READY)
             if answer is Lookup.HIT:
                 assert self.slots[resident.slot] == key
@@ -490,6 +498,7 @@ def test_long_runs_reach_what_short_ones_do_not(seed: int):
         write_behind=rng.random() < 0.8,
         admit_share=rng.choice([1.0, 0.5]),
         budget=rng.choice([None, 3000]),
+        max_under_way=rng.choice([1, 2, 100]),
     )
     for _ in range(2000):
         random_step(machine, rng)

@@ -39,6 +39,7 @@ class Rig:
         lru: bool = False,
         admit_share: float = 1.0,
         budget: WriteBudget | None = None,
+        max_under_way: int = 100,
     ) -> None:
         self.now = 0.0
         self.jobs: list[Promotion] = []
@@ -58,6 +59,7 @@ class Rig:
             write_behind_after_s=write_behind_after_s,
             admit_share=admit_share,
             budget=budget,
+            max_under_way=max_under_way,
         )
         self.stats = self.cache.stats
 
