@@ -28,10 +28,12 @@ from kvtier.policy.gate import LoadGate
 from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import Slru
 from kvtier.prior import Prior
+from kvtier.promotions import UNDER_WAY
 from kvtier.purges import Listener
 from kvtier.sizing import check_disk_fits, disk_bytes
 from kvtier.store.beside import room_beside
 from kvtier.store.directory import OUR_NAMES
+from kvtier.store.listing import give_back_memory
 from kvtier.store.lmdb import LmdbStore, shard_map_bytes_for
 from kvtier.store.private import secure_directory
 from kvtier.tiers.disk import DiskTier
@@ -273,6 +275,7 @@ def _with_disk(
     disk.set_family(namespace.family(epoch.name))
     for shard, key in disk.load(store.scan(), alone=store.opened_alone):
         mover.delete(shard, key)
+    give_back_memory()
     budget = None
     if disk_config.write_budget.n_bytes is not None:
         budget = WriteBudget(
@@ -288,6 +291,7 @@ def _with_disk(
         submit_promotion=mover.submit_promotion,
         wake_spiller=mover.wake_spiller,
         delete_frame=mover.delete,
+        max_under_way=max(UNDER_WAY, 2 * (disk_config.promote_threads + READS_AHEAD)),
         write_behind_after_s=disk_config.write_behind_after_s if disk_config.write == "ahead" else None,
         gate=LoadGate(
             chunk_bytes=geometry.chunk_bytes,

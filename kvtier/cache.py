@@ -13,7 +13,7 @@ from kvtier.backlog import CLEAN_SHARE, Backlog
 from kvtier.observe.rate import PrefillRate
 from kvtier.observe.stats import Gauges, Stats
 from kvtier.policy.gate import LoadGate
-from kvtier.promotions import UNDER_WAY, Promotions
+from kvtier.promotions import PINNED_SHARE, UNDER_WAY, Promotions
 from kvtier.residency import Chain, Offload, Placement, Promises, Promotion, Resident, State
 from kvtier.tiers.host import MAX_OFFLOAD_SCAN
 from kvtier.types import Lookup, Miss, Source
@@ -88,6 +88,7 @@ class TieredCache(Promotions):
         self._step = 0
         self._n_promoting = 0
         self._max_under_way = max_under_way
+        self._max_pinned = int(host.n_slots * PINNED_SHARE)
         self._ready_for_restart = ready_for_restart
 
     # ---- scheduler thread -------------------------------------------------------------------------------------------
@@ -258,6 +259,7 @@ class TieredCache(Promotions):
         """The first `n_slots` of the host pool may be used from now on."""
         with self._lock:
             self.host.grow(n_slots)
+            self._max_pinned = int(self.host.n_slots * PINNED_SHARE)
 
     def count_request(self, chain: Chain, asked: int, device: int, host: int, disk: int) -> None:
         """A request was admitted: tokens `asked`, and those of them that each source had."""

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 PINNED_SHARE = 0.875
 """Promotions may not pin more of the host pool than this: the rest keeps taking stores."""
 
-UNDER_WAY = 32
-"""Promotions that are under way before more of them stand in line. Several times as many as there are threads to read;
-beginning one takes about 6 us of the scheduler's time, standing in line about 1."""
+UNDER_WAY = 16
+"""Promotions that are under way before more of them stand in line; more than there are threads to read. Beginning one
+takes about 10 us of the scheduler's time, standing in line about 1."""
 
 
 class Promotions(Holdings):
@@ -41,6 +41,7 @@ class Promotions(Holdings):
     _gate: LoadGate
     _n_promoting: int
     _max_under_way: int
+    _max_pinned: int
 
     def _promote(self, chain: Chain, key: ChunkKey) -> bool:
         """Promise `key`, on disk and not in host, to `chain`, and have it brought up in its turn.
@@ -50,7 +51,7 @@ class Promotions(Holdings):
         promises = self._promises
         if key in chain.waiting:
             return True
-        fits = promises.n_residents + promises.n_waiting < int(self.host.n_slots * PINNED_SHARE)
+        fits = promises.n_residents + promises.n_waiting < self._max_pinned
         if chain.may_promote is None:
             probe = self._gate.judge(chain, self._clock())
             self.stats.gated_requests += chain.may_promote == 0
@@ -60,7 +61,7 @@ class Promotions(Holdings):
             return False
         if self._n_promoting >= self._max_under_way:
             promises.wait(chain, key)
-            self._gate.n_in_line = promises.n_waiting
+            self._gate.n_in_line += 1
         elif not self._begin_promotion(chain, key):
             return False
         chain.sources[key] = Source.DISK

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -117,7 +117,7 @@ class Promises:
         self.n_waiting = 0  # of all chains
         self._release = release
         self._chains: set[Chain] = set()
-        self._line: deque[tuple[Chain, ChunkKey]] = deque()  # who waits, and some who no longer do
+        self._line: deque[Chain | ChunkKey] = deque()  # by turns who waits, and for what; also some who no longer do
 
     def open(self) -> Chain:
         """A new chain."""
@@ -142,12 +142,12 @@ class Promises:
         chain.waiting[key] = None
         chain.pending += 1
         self.n_waiting += 1
-        self._line.append((chain, key))
+        self._line += chain, key
 
     def next_waiting(self) -> tuple[Chain, ChunkKey]:
         """Who has waited longest, and does not any more. There must be one."""
         while True:
-            chain, key = self._line.popleft()
+            chain, key = cast("Chain", self._line.popleft()), cast("ChunkKey", self._line.popleft())
             if key in chain.waiting:
                 del chain.waiting[key]
                 chain.pending -= 1
@@ -218,5 +218,6 @@ class Promises:
             n_pending = sum(r.state is not State.READY for r in chain.promises.values())
             assert chain.pending == n_pending + len(chain.waiting)
         assert self.n_waiting == sum(len(chain.waiting) for chain in self._chains)
-        in_line = {(id(chain), key) for chain, key in self._line}
+        line = list(self._line)
+        in_line = {(id(chain), key) for chain, key in zip(line[::2], line[1::2], strict=True)}
         assert all((id(chain), key) in in_line for chain in self._chains for key in chain.waiting)

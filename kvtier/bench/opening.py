@@ -20,6 +20,7 @@ from kvtier.cache import TieredCache
 from kvtier.policy.linked import LinkedSlru
 from kvtier.policy.slru import Slru
 from kvtier.residency import Chain, Promotion
+from kvtier.store.listing import give_back_memory
 from kvtier.store.lmdb import LmdbStore
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.host import HostTier
@@ -44,19 +45,21 @@ def _open(path: Path, capacity_bytes: int, n_chunks: int) -> dict[str, float]:
     disk = DiskTier(store.n_shards, store.shard_bytes, store.frame_cost, LinkedSlru(1))
     disk.set_family(key_of(0)[:8])
     stale = disk.load(store.scan())
+    give_back_memory()
     open_s = time.perf_counter() - started
     after = _memory()
     assert not stale
     assert len(disk) == n_chunks
-    lookup_disk_ms, lookup_host_ms = _lookups(disk, n_chunks)
+    disk_ms, host_ms, landing_us = _lookups(disk, n_chunks)
     store.close()
     policy = LinkedSlru(_N_POLICY)
     return {
         "open_s": open_s,
         "rss_bytes": after["VmRSS"] - before["VmRSS"],
         "private_bytes": after["RssAnon"] - before["RssAnon"],
-        "lookup_disk_ms": lookup_disk_ms,
-        "lookup_host_ms": lookup_host_ms,
+        "lookup_disk_ms": disk_ms,
+        "lookup_host_ms": host_ms,
+        "landing_us": landing_us,
         "insert_ns": _each_ns(policy.insert),
         "touch_ns": _each_ns(policy.touch),
     }
@@ -80,8 +83,10 @@ def _keys(n_chunks: int) -> dict[str, float]:
     }
 
 
-def _lookups(disk: DiskTier, n_chunks: int) -> tuple[float, float]:
-    """Milliseconds to look a prefix up that is on disk, which starts its promotion, and again when it is in host RAM.
+def _lookups(disk: DiskTier, n_chunks: int) -> tuple[float, float, float]:
+    """Milliseconds to look a prefix up that is on disk, which has it promoted, and again when it is in host RAM.
+
+    And microseconds that a transfer thread holds the cache when a promotion ends and the next one in line begins.
 
     Requests with prefixes of their own follow each other over a host pool that holds two of them, so that most lookups
     have to find a slot, as they have in an engine that has run for a while. No threads: what they do is not counted.
@@ -97,19 +102,23 @@ def _lookups(disk: DiskTier, n_chunks: int) -> tuple[float, float]:
         delete_frame=lambda _shard, _key: None,
         write_behind_after_s=None,
     )
-    disk_ms, host_ms = [], []
+    disk_ms, host_ms, landing_us = [], [], []
     for walk in range(_N_WALKS):
         prefix = _prefix(walk, n_chunks)
         chain = cache.open_chain()
         cache.begin_walk(chain, len(prefix))
         disk_ms.append(_ms(lambda: _walk(cache, chain, prefix, Lookup.PENDING)))  # noqa: B023 - called at once
-        for job in jobs:
-            cache.promoted(job, None)
+        landing_us.append(_ms(lambda: _land(cache, jobs)) * 1e3 / len(prefix))
         jobs.clear()
         cache.begin_walk(chain, len(prefix))
         host_ms.append(_ms(lambda: _walk(cache, chain, prefix, Lookup.HIT)))  # noqa: B023 - called at once
         cache.close_chain(chain)
-    return statistics.median(disk_ms), statistics.median(host_ms)
+    return statistics.median(disk_ms), statistics.median(host_ms), statistics.median(landing_us)
+
+
+def _land(cache: TieredCache, jobs: list[Promotion]) -> None:
+    for job in jobs:  # more come while they end
+        cache.promoted(job, None)
 
 
 def _walk(cache: TieredCache, chain: Chain, prefix: list[ChunkKey], expected: Lookup) -> None:

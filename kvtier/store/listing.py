@@ -5,8 +5,10 @@ Plain buffers, so that a listing can be read from a file or sent through a socke
 
 from __future__ import annotations
 
+import ctypes
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import repeat
 from typing import NamedTuple
@@ -91,3 +93,13 @@ def coldest_first(listings: Iterable[Listing], family: bytes) -> Columns:
         array("H", shards[order].tobytes()),
         array("Q", sizes[order].tobytes()),
     )
+
+
+def give_back_memory() -> None:
+    """Return memory that was freed to the system, where the C library has a way; some ms, after much was freed at once.
+
+    glibc keeps what lies below anything still in use: of the columns that an index of a million chunks is made from,
+    80 MB stayed.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -3,7 +3,14 @@
 from dataclasses import dataclass, field
 
 from kvtier.residency import Chain, Resident
-from kvtier.types import ChunkKey
+from kvtier.types import ChunkKey, Miss
+
+TROUBLES = [None, None, None, None, Miss.CORRUPT, Miss.FOREIGN, Miss.LOAD_FAILED, Miss.GATE]
+OUTCOMES = [*["ok"] * 12, "full", "error", "error after the fact"]
+
+
+def frame_bytes(key: ChunkKey) -> int:
+    return 5 + sum(key) % 25
 
 
 @dataclass(eq=False)
