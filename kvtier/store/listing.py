@@ -85,14 +85,23 @@ def coldest_first(listings: Iterable[Listing], family: bytes) -> Columns:
 
     ages = np.concatenate([np.frombuffer(listing.written_ns, np.uint64) for listing in kept])
     order = np.lexsort((ages, np.concatenate([own(listing) for listing in kept])))
-    keys = [key for listing in kept for key in listing.split()]
     shards = np.repeat(np.array([listing.shard for listing in kept], np.uint16), [len(listing) for listing in kept])
     sizes = np.concatenate([np.frombuffer(listing.n_bytes, np.uint64) for listing in kept])
     return Columns(
-        list(map(keys.__getitem__, order.tolist())),
+        _keys_in(order.tolist(), kept),
         array("H", shards[order].tobytes()),
         array("Q", sizes[order].tobytes()),
     )
+
+
+def _keys_in(order: list[int], listings: list[Listing]) -> list[ChunkKey]:
+    """Made one after the other as they will lie in the index: chunks that came together are then near each other."""
+    (step, *others) = {listing.key_bytes for listing in listings}
+    if others:
+        keys = [key for listing in listings for key in listing.split()]
+        return [keys[n] for n in order]
+    joined = b"".join(listing.keys for listing in listings)
+    return [ChunkKey(joined[n * step : (n + 1) * step]) for n in order]
 
 
 def give_back_memory() -> None:
