@@ -6,17 +6,18 @@ import os
 import secrets
 import threading
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 from kvtier.budget import WriteBudget
 from kvtier.cache import TieredCache
 from kvtier.codec.frame import Sealing, frame_bound
 from kvtier.codec.guard import PLAIN
-from kvtier.codec.guards import guard_for, guarded
+from kvtier.codec.guards import guard_for, guard_of, guarded, secret_for
 from kvtier.codec.registry import RAW, codec_for
+from kvtier.depot import LocalDepot, Plan, SharedPool
 from kvtier.epoch import NAMESPACES, Epoch
-from kvtier.errors import ConfigError, KvtierError, StoreError, StoreFormatError
+from kvtier.errors import ConfigError, KvtierError, StoreError
+from kvtier.helper.depot import HelperDepot
 from kvtier.keeper import Keeper
 from kvtier.machine import DiskSpace
 from kvtier.observe.hitlog import HitLog
@@ -31,16 +32,15 @@ from kvtier.prior import Prior
 from kvtier.promotions import UNDER_WAY
 from kvtier.purges import Listener
 from kvtier.sizing import check_disk_fits, disk_bytes
-from kvtier.store.beside import room_beside
 from kvtier.store.directory import OUR_NAMES
 from kvtier.store.listing import give_back_memory
-from kvtier.store.lmdb import LmdbStore, shard_map_bytes_for
+from kvtier.store.lmdb import shard_map_bytes_for
 from kvtier.store.private import secure_directory
 from kvtier.tiers.disk import DiskTier
-from kvtier.tiers.follow import Follower, SharedIndex
+from kvtier.tiers.follow import SharedIndex
 from kvtier.tiers.host import HostTier
-from kvtier.transfer.mover import READS_AHEAD, Mover
-from kvtier.transfer.probe import PROBE_BYTES, LoadProbe
+from kvtier.transfer.mover import READS_AHEAD
+from kvtier.transfer.probe import PROBE_BYTES
 from kvtier.transfer.slots import Slots
 from kvtier.types import Miss, Source
 from kvtier.usage import Usage
@@ -50,7 +50,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kvtier.codec.base import Codec
+    from kvtier.codec.guard import Guard
+    from kvtier.codec.guards import Secret
     from kvtier.config import Config, Disk
+    from kvtier.depot import Depot
     from kvtier.keys import Namespace
     from kvtier.transfer.work import ReadFrame
     from kvtier.types import ChunkKey, Geometry
@@ -105,7 +108,7 @@ class Kvtier:
 def build(
     config: Config,
     geometry: Geometry,
-    pool: memoryview | Slots,
+    pool: memoryview | Slots | SharedPool,
     namespace: Namespace,
     *,
     report: Callable[[str], None],
@@ -115,39 +118,31 @@ def build(
 ) -> Kvtier:
     """Open the tiers of one engine over its host pool and start the threads.
 
-    A disk tier that cannot be opened is left out with one line to `report`; the engine runs without. Engines with the
-    same disk directory share it and its capacity. `emit` gets the hit-rate log lines. With `n_ready_slots` the rest of
+    Bytes move in a helper process when it can map the pool too, else on threads of this one. A disk tier that cannot be
+    opened is left out with one line to `report`; the engine runs without. Engines with the same disk directory share it
+    and its capacity. `emit` gets the hit-rate log lines. With `n_ready_slots` the rest of
     the pool is not touched before `TieredCache.grow_host`. `make_cache` takes TieredCache's arguments. Called once, on
     the engine's main thread; may take as long as reading the store's index.
     """
-    slots = pool if isinstance(pool, Slots) else Slots(pool, geometry.chunk_bytes)
+    view = pool.view if isinstance(pool, SharedPool) else pool
+    slots = view if isinstance(view, Slots) else Slots(view, geometry.chunk_bytes)
     n_slots = slots.n if n_ready_slots is None else min(n_ready_slots, slots.n)
     host = HostTier(n_slots, geometry.chunk_bytes, Slru(n_slots))
-    store: Follower | None = None
-    folder: Path | None = None
-    sealing = Sealing(_codec_of(config, geometry), PLAIN)
-    if config.disk is not None:
-        try:
-            sealing = Sealing(sealing.codec, guard_for(config))
-            store, folder = _open_store(config, config.disk, geometry, report)
-        except (KvtierError, OSError) as error:
-            report(f"disk tier is off, the engine runs without it: {error}")
-    namespace = guarded(namespace, sealing.guard)
+    depot, guard = _open_depot(config, geometry, pool, slots, report)
+    folder = depot.folder if depot is not None else None
+    namespace = guarded(namespace, guard)
     epoch = Epoch(folder / NAMESPACES if folder is not None else None, namespace)
     if folder is not None and not epoch.persistent:
         report(f"{folder / NAMESPACES} cannot be written: what is stored now will not be found after a restart")
 
     kvtier = None
-    if store is not None and folder is not None and config.disk is not None:
+    if depot is not None and folder is not None and config.disk is not None:
         try:
             kvtier = _with_disk(
                 disk_config=config.disk,
                 geometry=geometry,
-                slots=slots,
                 host=host,
-                store=store,
-                folder=folder,
-                sealing=sealing,
+                depot=depot,
                 epoch=epoch,
                 namespace=namespace,
                 report=report,
@@ -155,7 +150,7 @@ def build(
             )
         except KvtierError as error:
             report(f"disk tier is off, the engine runs without it: {error}")
-            store.close()
+            depot.stop()
     if kvtier is None:
         prefill_rate, copy_rate = PrefillRate(), CopyRate()
         cache = make_cache(
@@ -175,12 +170,12 @@ def build(
         )
         kvtier = Kvtier(cache, epoch, namespace, prefill_rate, copy_rate)
 
-    kvtier.sealing = sealing
+    kvtier.sealing = Sealing(_codec_of(config, geometry), guard)
     kvtier.recorder = _open_recorder(config, geometry, report)
     if kvtier.recorder is not None:
         kvtier._on_stop.append(kvtier.recorder.close)  # noqa: SLF001 - this module is the class's constructor
 
-    followed = store if kvtier.cache.disk is not None else None
+    followed = depot if kvtier.cache.disk is not None else None
     kvtier._on_stop.append(_start_keeper(config, kvtier.cache, followed, folder, report))  # noqa: SLF001 - as above
 
     usage = Usage(folder / NAMESPACES, namespace) if folder is not None else None
@@ -203,7 +198,7 @@ def build(
 
 
 def _start_keeper(
-    config: Config, cache: TieredCache, store: Follower | None, folder: Path | None, report: Callable[[str], None]
+    config: Config, cache: TieredCache, store: Depot | None, folder: Path | None, report: Callable[[str], None]
 ) -> Callable[[], None]:
     """Have purges and TTLs carried out, where there can be any; what ends it."""
     listener = None
@@ -246,35 +241,22 @@ def _with_disk(
     *,
     disk_config: Disk,
     geometry: Geometry,
-    slots: Slots,
     host: HostTier,
-    store: Follower,
-    folder: Path,
-    sealing: Sealing,
+    depot: Depot,
     epoch: Epoch,
     namespace: Namespace,
     report: Callable[[str], None],
     make_cache: Callable[..., TieredCache],
 ) -> Kvtier:
-    prior = Prior(folder / NAMESPACES, namespace, "prefill", len(Cost._fields))
+    prior = Prior(depot.folder / NAMESPACES, namespace, "prefill", len(Cost._fields))
     known = prior.load()
     prefill_rate, copy_rate = PrefillRate(Cost(*known) if known is not None else None), CopyRate()
-    mover = Mover(
-        slots,
-        store,
-        sealing.codec,
-        guard=sealing.guard,
-        n_promote_threads=disk_config.promote_threads,
-        poll_s=max(0.05, disk_config.write_behind_after_s / 4),
-        sync_every_s=disk_config.sync_every_s,
-        report=report,
-    )
     disk = DiskTier(
-        store.n_shards, store.shard_bytes, store.frame_cost, LinkedSlru(1), first_shard=os.getpid() % store.n_shards
+        depot.n_shards, depot.shard_bytes, depot.frame_cost, LinkedSlru(1), first_shard=os.getpid() % depot.n_shards
     )
     disk.set_family(namespace.family(epoch.name))
-    for shard, key in disk.load(store.scan(), alone=store.opened_alone):
-        mover.delete(shard, key)
+    for shard, key in disk.load(depot.scan(), alone=depot.opened_alone):
+        depot.delete(shard, key)
     give_back_memory()
     budget = None
     if disk_config.write_budget.n_bytes is not None:
@@ -288,9 +270,9 @@ def _with_disk(
         host,
         disk,
         clock=time.monotonic,
-        submit_promotion=mover.submit_promotion,
-        wake_spiller=mover.wake_spiller,
-        delete_frame=mover.delete,
+        submit_promotion=depot.submit_promotion,
+        wake_spiller=depot.wake_spiller,
+        delete_frame=depot.delete,
         max_under_way=max(UNDER_WAY, 2 * (disk_config.promote_threads + READS_AHEAD)),
         write_behind_after_s=disk_config.write_behind_after_s if disk_config.write == "ahead" else None,
         gate=LoadGate(
@@ -306,40 +288,56 @@ def _with_disk(
         budget=budget,
     )
     kvtier = Kvtier(cache, epoch, namespace, prefill_rate, copy_rate)
-    kvtier.read = mover.read
+    if isinstance(depot, LocalDepot):
+        kvtier.read = depot.read
     n_probed = max(disk_config.promote_threads, PROBE_BYTES // geometry.chunk_bytes)
-    probe = LoadProbe(
-        store,
-        # Where nothing is decided by what it finds, it would only be in the way of the first loads.
-        disk.sample(n_probed) if disk_config.load == "auto" else [],
-        geometry.chunk_bytes,
-        guard=sealing.guard,
-        n_threads=disk_config.promote_threads,
-        tell=cache.assume_load_rate,
-    )
+    # Where nothing is decided by what it finds, it would only be in the way of the first loads.
+    probed = disk.sample(n_probed) if disk_config.load == "auto" else []
 
     def keep_rate() -> None:
         if prefill_rate.cost is not None:
             prior.save(prefill_rate.cost)
 
-    mover.start(cache, lambda: kvtier.last_engine_call_s, after_sync=keep_rate)
-    store.start(SharedIndex(disk, cache._lock, mover.delete, cache.written_elsewhere))  # noqa: SLF001 - composed here
-    probe.start()
+    index = SharedIndex(disk, cache._lock, depot.delete, cache.written_elsewhere)  # noqa: SLF001 - composed here
+    depot.start(cache, index, lambda: kvtier.last_engine_call_s, keep_rate)
+    depot.probe(probed, cache.assume_load_rate)
 
     def stop() -> None:
-        stopped = all((probe.stop(), mover.stop(), store.stop()))
+        stopped = depot.stop()
         if budget is not None:
             budget.close()
-        if stopped:
-            store.close()
-        else:
+        if not stopped:
             report("a transfer thread is stuck in the disk tier; its store stays open until the process ends")
 
     kvtier._on_stop.append(stop)  # noqa: SLF001 - this module is the class's constructor
     return kvtier
 
 
-def _open_store(config: Config, disk: Disk, geometry: Geometry, report: Callable[[str], None]) -> tuple[Follower, Path]:
+def _open_depot(
+    config: Config,
+    geometry: Geometry,
+    pool: memoryview | Slots | SharedPool,
+    slots: Slots,
+    report: Callable[[str], None],
+) -> tuple[Depot | None, Guard]:
+    """The disk tier's, if it is to have one and that can be opened, and what guards its frames."""
+    guard = PLAIN
+    if config.disk is None:
+        return None, guard
+    try:
+        secret = secret_for(config)
+        guard = guard_of(secret)
+        plan = _plan(config, config.disk, geometry, secret, report)
+        if isinstance(pool, SharedPool):
+            return HelperDepot(plan, pool, report=report), guard
+        return LocalDepot(plan, slots, report=report), guard
+    except (KvtierError, OSError) as error:
+        report(f"disk tier is off, the engine runs without it: {error}")
+        return None, guard
+
+
+def _plan(config: Config, disk: Disk, geometry: Geometry, secret: Secret, report: Callable[[str], None]) -> Plan:
+    """What the disk tier is to be, in a directory that is fit for it."""
     secure_directory(disk.path, OUR_NAMES)
     if (disk.path / NAMESPACES).is_symlink():  # left from a time when others could write here
         raise StoreError(f"{disk.path / NAMESPACES} is a symlink; remove it")
@@ -348,21 +346,19 @@ def _open_store(config: Config, disk: Disk, geometry: Geometry, report: Callable
         check_disk_fits(config, space)
     except ConfigError as error:
         report(f"{error}; going on, and what does not fit is not kept")
-    open_store = partial(
-        LmdbStore.open,
+    return Plan(
+        folder=disk.path,
+        capacity_bytes=disk_bytes(config, space),
         shard_map_bytes=shard_map_bytes_for(geometry.chunk_bytes),
         sync_commits=disk.durability == "commit",
+        chunk_bytes=geometry.chunk_bytes,
+        dtype=geometry.dtype,
+        raw=disk.codec == "raw",
+        n_promote_threads=disk.promote_threads,
+        poll_s=max(0.05, disk.write_behind_after_s / 4),
+        sync_every_s=disk.sync_every_s,
+        secret=secret,
     )
-    folder, n_bytes = disk.path, disk_bytes(config, space)
-    try:
-        store = open_store(folder, n_bytes)
-    except StoreFormatError as error:
-        folder, n_bytes = room_beside(folder, n_bytes)
-        report(f"{error}. Until then this one starts beside it, in {folder}, with {n_bytes} bytes")
-        store = open_store(folder, n_bytes)
-    for notice in store.notices:
-        report(notice)
-    return Follower(store, report=report), folder
 
 
 def frame_room(config: Config, geometry: Geometry) -> int:

@@ -302,6 +302,10 @@ class TieredCache(Promotions):
         with self._lock:
             return self._backlog.next(max_chunks, now, idle=idle)
 
+    def place_all(self, sealed: Sequence[tuple[Resident, int]]) -> list[Placement | None]:
+        """`place` for each of a batch."""
+        return [self.place(resident.key, n_bytes) for resident, n_bytes in sealed]
+
     def place(self, key: ChunkKey, n_bytes: int) -> Placement | None:
         """Room on disk for the sealed frame of a spill; the evicted are to be deleted before or with the write.
 

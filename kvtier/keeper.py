@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from kvtier.cache import TieredCache
     from kvtier.purges import Listener, Notice
-    from kvtier.tiers.follow import Follower
     from kvtier.types import ChunkKey
 
 EVERY_S = 1.0
@@ -28,8 +27,27 @@ INSIST_S = 3.0
 SWEEPS_PER_TTL = 20
 """Expired chunks outlive their TTL by a twentieth of it at most, and by EVERY_S."""
 
+STOP_TIMEOUT_S = 5.0
+
 AT_ONCE = 32
 """Chunks forgotten under one hold of the cache's lock; about 0.1 ms."""
+
+
+class Listing(Protocol):
+    """What the keeper asks of the disk tier's store. StoreError when it cannot be had."""
+
+    @property
+    def n_shards(self) -> int:
+        """As `Store`'s."""
+        ...
+
+    def catch_up(self, *, wait_s: float = 0.0) -> None:
+        """As `Follower`'s."""
+        ...
+
+    def written_before(self, shard: int, before_ns: int) -> list[ChunkKey]:
+        """As `Store`'s."""
+        ...
 
 
 class Keeper:
@@ -40,7 +58,7 @@ class Keeper:
         cache: TieredCache,
         listener: Listener | None,
         *,
-        store: Follower | None,
+        store: Listing | None,
         host_ttl_s: float,
         disk_ttl_s: float,
         report: Callable[[str], None],
@@ -67,10 +85,10 @@ class Keeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; it is not in the store afterwards."""
+        """End the thread; unless a disk hangs, it is not in the store afterwards. Takes STOP_TIMEOUT_S at most."""
         self._stopping.set()
-        self._thread.join()
-        if self._listener is not None:
+        self._thread.join(STOP_TIMEOUT_S)
+        if self._listener is not None and not self._thread.is_alive():
             self._listener.close()
 
     def round(self) -> None:

@@ -71,17 +71,10 @@ def _metrics(llm: Any) -> dict[str, float]:
     return values
 
 
-def _slow_down_reads(delay_file: str) -> None:
-    """Every read from disk first takes the seconds that the file says. Forked processes inherit this."""
-    from kvtier.store.lmdb import LmdbStore  # noqa: PLC0415 - only where a test asks for it
-
-    read = LmdbStore.read
-
-    def slow(self: LmdbStore, shard: int, key: Any) -> Any:
-        time.sleep(float(Path(delay_file).read_text()))
-        return read(self, shard, key)
-
-    LmdbStore.read = slow  # type: ignore[method-assign]
+def _slow_down_reads() -> None:
+    """Every read from disk first takes the seconds that a file says, in helper processes started from now on."""
+    folder = Path(__file__).with_name("slow_reads")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
 
 
 def main(call_fd: int, answer_fd: int) -> None:
@@ -94,7 +87,7 @@ def main(call_fd: int, answer_fd: int) -> None:
         answers.flush()
 
     if "KVTIER_TEST_READ_DELAY" in os.environ:
-        _slow_down_reads(os.environ["KVTIER_TEST_READ_DELAY"])
+        _slow_down_reads()
     from vllm import LLM  # noqa: PLC0415 - slow; the parent's pipe is open by now
     from vllm.config import KVTransferConfig  # noqa: PLC0415
 

@@ -14,9 +14,8 @@ from kvtier.bench import kv
 from kvtier.bench.base import GB, Conditions, Result, Timings, Work, time_in_turns
 from kvtier.bench.ceilings import DirectFile, aligned, cached_share, drop_page_cache, has_direct_io
 from kvtier.bench.peers import VllmFs
-from kvtier.bench.traffic import Traffic, fill, open_store
+from kvtier.bench.traffic import Traffic, fill, plan_for
 from kvtier.codec.registry import codec_for
-from kvtier.store.lmdb import LmdbStore
 
 _MAX_DATA_BYTES: Final = 1 << 30
 MAX_THREADS: Final = 8
@@ -85,13 +84,12 @@ class _Ways:
         self.n_bytes = self._n_chunks * self._chunk_bytes
         self._cpu_s: list[float] = []  # of kvtier's rounds
         self.warmest = 0.0
-        self._codec = codec_for(data.dtype)
+        self._dtype = data.dtype
         self._path = conditions.folder / "kvtier"
         self._pool = aligned(self.n_bytes)
         self._traffic: Traffic | None = None
-        self._store: LmdbStore | None = None
         conditions.progress(f"writing {self._n_chunks} chunks")
-        fill(self._path, data.chunks, self._n_chunks, self._codec)
+        fill(self._path, data.chunks, self._n_chunks, codec_for(data.dtype))
         self._direct = None
         if has_direct_io(conditions.folder):
             self._direct = DirectFile(conditions.folder / "direct.bin", self.n_bytes)
@@ -140,10 +138,8 @@ class _Ways:
         else:
             for shard in self._path.glob("shard-*.lmdb"):
                 _read_through(shard)
-        self._store = open_store(self._path, self._n_chunks, self._chunk_bytes)
-        self._traffic = Traffic(
-            self._pool, self._store, self._codec, chunk_bytes=self._chunk_bytes, n_threads=n_threads()
-        )
+        plan = plan_for(self._path, self._n_chunks, self._chunk_bytes, self._dtype, n_threads())
+        self._traffic = Traffic(plan, self._pool)
 
     def _promote(self) -> None:
         assert self._traffic is not None
@@ -155,9 +151,6 @@ class _Ways:
         if self._traffic is not None:
             self._traffic.stop()
             self._traffic = None
-        if self._store is not None:
-            self._store.close()
-            self._store = None
 
 
 def _read_through(path: os.PathLike[str]) -> None:

@@ -1,4 +1,4 @@
-"""Scheduler: what full traffic on the transfer threads does to the engine's scheduler thread, beside an idle process.
+"""Scheduler: what full traffic of the disk tier does to the engine's scheduler thread, beside an idle machine.
 
 The stand-in for the scheduler does 0.25 ms of dictionary work, waits for 1 ms as for the device, and so on. A step
 counts from when its wait was due to end: that a waiting thread gets processor and interpreter lock late is part of it.
@@ -6,7 +6,6 @@ counts from when its wait was due to end: that a waiting thread gets processor a
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 from collections.abc import Iterator
@@ -17,10 +16,11 @@ import numpy as np
 
 from kvtier.bench import kv
 from kvtier.bench.base import Conditions, Result
-from kvtier.bench.movers import Done, InProcess, InThreads, Movers, Task, shared_pool
+from kvtier.bench.movers import Done, Movers, Task, shared_pool
 from kvtier.bench.promote import n_threads
 from kvtier.bench.traffic import fill
 from kvtier.codec.registry import codec_for
+from kvtier.depot import SharedPool
 
 QUANTUM_S: Final = 0.25e-3
 WAIT_S: Final = 1e-3
@@ -76,30 +76,33 @@ def task_for(conditions: Conditions, *, loads: bool, spills: bool) -> Task:
     return Task(path, n_chunks, conditions.chunk_bytes, data.dtype, n_threads(), loads=loads, spills=spills)
 
 
-def pool_for(conditions: Conditions) -> int:
+def pool_for(conditions: Conditions) -> SharedPool:
     """A pool of KV that a helper process can map too."""
     chunks = kv.kv_for(conditions).chunks
-    descriptor = shared_pool(_POOL_CHUNKS * conditions.chunk_bytes)
-    with mmap.mmap(descriptor, 0) as pool:
-        for row in range(_POOL_CHUNKS):
-            pool[row * conditions.chunk_bytes : (row + 1) * conditions.chunk_bytes] = chunks[row % len(chunks)]
-    return descriptor
+    pool = shared_pool(_POOL_CHUNKS * conditions.chunk_bytes)
+    for row in range(_POOL_CHUNKS):
+        pool.view[row * conditions.chunk_bytes : (row + 1) * conditions.chunk_bytes] = chunks[row % len(chunks)]
+    return pool
 
 
 def run(conditions: Conditions) -> Iterator[Result]:
-    """Steps while idle, under threads and beside a helper process, in turns."""
+    """Steps while idle, beside a helper process, which is what vLLM gets, and beside threads, in turns."""
     pool = pool_for(conditions)
     try:
         yield from _run(conditions, pool)
     finally:
-        os.close(pool)
+        os.close(pool.fd)
 
 
-def _run(conditions: Conditions, pool: int) -> Iterator[Result]:
+def _run(conditions: Conditions, pool: SharedPool) -> Iterator[Result]:
     phase_s = _QUICK_PHASE_S if conditions.quick else _PHASE_S
     task = task_for(conditions, loads=True, spills=True)
     scheduler = Scheduler()
-    movers: dict[str, Movers | None] = {"idle": None, "threads": InThreads(pool), "process": InProcess(pool)}
+    movers: dict[str, Movers | None] = {
+        "idle": None,
+        "helper": Movers(pool, helper=True),
+        "threads": Movers(pool, helper=False),
+    }
     steps: dict[str, list[list[float]]] = {name: [] for name in movers}
     busy: dict[str, list[float]] = {name: [] for name in movers}
     done: dict[str, list[Done]] = {name: [] for name in movers}
@@ -118,24 +121,22 @@ def _run(conditions: Conditions, pool: int) -> Iterator[Result]:
         yield from _percentile(percent, steps)
     yield Result(
         "scheduler.busy_median_vs_idle",
-        _ratio(busy, "threads"),
+        _ratio(busy, "helper"),
         "x",
-        {"helper_process": _ratio(busy, "process")},
+        {"threads": _ratio(busy, "threads")},
     )
     for name, what in (("gbps", "GB/s"), ("cpu_s_per_gb", "s/GB")):
-        in_threads, in_process = (median(getattr(each, name) for each in done[way]) for way in ("threads", "process"))
-        yield Result(f"scheduler.traffic_{name}", in_threads, what, {"helper_process": in_process})
+        in_helper, in_threads = (median(getattr(each, name) for each in done[way]) for way in ("helper", "threads"))
+        yield Result(f"scheduler.traffic_{name}", in_helper, what, {"threads": in_threads})
     conditions.note(f"scheduler: steps of {QUANTUM_S * 1e3} ms, {WAIT_S * 1e3:.0f} ms apart; {task.n_threads} decoders")
 
 
 def _percentile(percent: int, steps: dict[str, list[list[float]]]) -> Iterator[Result]:
     rounds = {name: [float(np.percentile(each, percent)) * 1e3 for each in all_] for name, all_ in steps.items()}
-    idle, threads, process = (median(rounds[name]) for name in ("idle", "threads", "process"))
-    yield Result(f"scheduler.p{percent}_ms", threads, "ms", {"idle": idle, "helper_process": process})
+    idle, helper, threads = (median(rounds[name]) for name in ("idle", "helper", "threads"))
+    yield Result(f"scheduler.p{percent}_ms", helper, "ms", {"idle": idle, "threads": threads})
     if percent == 99:
-        yield Result(
-            "scheduler.p99_vs_idle", _ratio(rounds, "threads"), "x", {"helper_process": _ratio(rounds, "process")}
-        )
+        yield Result("scheduler.p99_vs_idle", _ratio(rounds, "helper"), "x", {"threads": _ratio(rounds, "threads")})
 
 
 def _ratio(rounds: dict[str, list[float]], name: str) -> float:

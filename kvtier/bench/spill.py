@@ -1,4 +1,4 @@
-"""Spill: chunks from host slots to disk without end, by threads and by a helper process, scheduler at rest or busy."""
+"""Spill: chunks from host slots to disk without end, by a helper process and by threads, scheduler at rest or busy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Final
 
 from kvtier.bench.base import GB, Conditions, Result
 from kvtier.bench.ceilings import DirectFile, has_direct_io
-from kvtier.bench.movers import Done, InProcess, InThreads, Movers
+from kvtier.bench.movers import Done, Movers
 from kvtier.bench.scheduler import Scheduler, pool_for, task_for
+from kvtier.depot import SharedPool
 
 _PHASE_S: Final = 2.0
 _QUICK_PHASE_S: Final = 0.3
@@ -24,14 +25,14 @@ def run(conditions: Conditions) -> Iterator[Result]:
     try:
         yield from _run(conditions, pool)
     finally:
-        os.close(pool)
+        os.close(pool.fd)
 
 
-def _run(conditions: Conditions, pool: int) -> Iterator[Result]:
+def _run(conditions: Conditions, pool: SharedPool) -> Iterator[Result]:
     phase_s = _QUICK_PHASE_S if conditions.quick else _PHASE_S
     task = task_for(conditions, loads=False, spills=True)
     scheduler = Scheduler()
-    movers: dict[str, Movers] = {"threads": InThreads(pool), "process": InProcess(pool)}
+    movers: dict[str, Movers] = {"helper": Movers(pool, helper=True), "threads": Movers(pool, helper=False)}
     resting: dict[str, list[Done]] = {name: [] for name in movers}
     working: dict[str, list[Done]] = {name: [] for name in movers}
     slower: dict[str, list[float]] = {name: [] for name in movers}
@@ -57,17 +58,15 @@ def _run(conditions: Conditions, pool: int) -> Iterator[Result]:
     yield _result("spill.cpu_s_per_gb", "cpu_s_per_gb", "s/GB", resting, {})
     yield _result("spill.busy_sustained", "gbps", "GB/s", working, {})
     yield _result("spill.busy_cpu_s_per_gb", "cpu_s_per_gb", "s/GB", working, {})
-    yield Result(
-        "spill.scheduler_slowdown", median(slower["threads"]), "x", {"helper_process": median(slower["process"])}
-    )
+    yield Result("spill.scheduler_slowdown", median(slower["helper"]), "x", {"threads": median(slower["threads"])})
     conditions.note(
         "spill: busy means beside a scheduler thread that never waits; slowdown is of what that one gets done"
     )
 
 
 def _result(name: str, what: str, unit: str, done: dict[str, list[Done]], ceiling: dict[str, float]) -> Result:
-    threads, process = (median(getattr(each, what) for each in done[way]) for way in ("threads", "process"))
-    return Result(name, threads, unit, {"helper_process": process, **ceiling})
+    helper, threads = (median(getattr(each, what) for each in done[way]) for way in ("helper", "threads"))
+    return Result(name, helper, unit, {"threads": threads, **ceiling})
 
 
 def _direct_write_gbps(conditions: Conditions) -> float:

@@ -1,4 +1,4 @@
-"""Traffic: transfer threads kept busy over a real store, with a stand-in for the cache. Chunks in, counts out.
+"""Traffic: a depot kept busy over a real store, with a stand-in for the cache. Chunks in, counts out.
 
 What decides is the real disk tier and nothing else: every promotion is of a frame that is there, every spill of a chunk
 that is not, and a spill evicts the oldest when there is no room, as long as the traffic lasts.
@@ -16,13 +16,15 @@ from typing import NamedTuple
 from kvtier.bench.store import key_of
 from kvtier.codec.base import Codec
 from kvtier.codec.frame import frame_bound, seal_into
+from kvtier.depot import LocalDepot, Plan, SharedPool
 from kvtier.errors import StoreError
+from kvtier.helper.depot import HelperDepot
 from kvtier.observe.stats import Stats
 from kvtier.policy.linked import LinkedSlru
 from kvtier.residency import Frame, Placement, Promotion, Resident, State
 from kvtier.store.lmdb import LmdbStore, shard_map_bytes_for
 from kvtier.tiers.disk import DiskTier
-from kvtier.transfer.mover import Mover
+from kvtier.tiers.follow import SharedIndex
 from kvtier.transfer.slots import Slots
 from kvtier.types import NAMESPACE_BYTES, ChunkKey, Miss
 
@@ -63,6 +65,22 @@ def open_store(path: Path, n_chunks: int, chunk_bytes: int) -> LmdbStore:
     return LmdbStore.open(path, capacity_for(n_chunks, chunk_bytes), shard_map_bytes=shard_map_bytes_for(chunk_bytes))
 
 
+def plan_for(path: Path, n_chunks: int, chunk_bytes: int, dtype: str, n_threads: int) -> Plan:
+    """The same store, and what an engine works on it with."""
+    return Plan(
+        folder=path,
+        capacity_bytes=capacity_for(n_chunks, chunk_bytes),
+        shard_map_bytes=shard_map_bytes_for(chunk_bytes),
+        sync_commits=False,
+        chunk_bytes=chunk_bytes,
+        dtype=dtype,
+        raw=False,
+        n_promote_threads=n_threads,
+        poll_s=0.05,
+        sync_every_s=5.0,
+    )
+
+
 class Moved(NamedTuple):
     """Chunks that went each way so far."""
 
@@ -71,36 +89,37 @@ class Moved(NamedTuple):
 
 
 class Traffic:
-    """`Work` for one mover. Its methods of that protocol are called by transfer threads."""
+    """`Work` for one depot. Its methods of that protocol are called by transfer threads."""
 
-    def __init__(self, pool: memoryview, store: LmdbStore, codec: Codec, *, chunk_bytes: int, n_threads: int) -> None:
-        """Move between the rows of `pool` and `store`, of which it takes everything it holds as promotable."""
+    def __init__(self, plan: Plan, pool: memoryview | SharedPool) -> None:
+        """Move between the rows of `pool` and the store of `plan`, of which it takes everything as promotable.
+
+        In a helper process when the pool is shared, else on threads of this one.
+        """
         self.stats = Stats()
         self.disk_readable = True
         self.disk_writable = True
         self.failures: list[str] = []
-        self._slots = Slots(pool, chunk_bytes)
         self._lock = threading.Lock()
         self._done = threading.Condition(self._lock)
-        self._disk = DiskTier(store.n_shards, store.shard_bytes, store.frame_cost, LinkedSlru(1))
+        self.depot: LocalDepot | HelperDepot
+        if isinstance(pool, SharedPool):
+            self.depot = HelperDepot(plan, pool, report=self.failures.append)
+        else:
+            self.depot = LocalDepot(plan, Slots(pool, plan.chunk_bytes), report=self.failures.append)
+        self._disk = DiskTier(self.depot.n_shards, self.depot.shard_bytes, self.depot.frame_cost, LinkedSlru(1))
         self._disk.set_family(key_of(0)[:8])
-        self._disk.load(store.scan())
+        self._disk.load(self.depot.scan())
         self._promoted = self._spilled = self._n_spilling = 0
         self._promote_goal = self._spill_goal = 0
         self._endless: itertools.cycle[Frame] | None = None
         self._new_keys = itertools.count(time.time_ns())  # not in the store from an earlier traffic
-        self._spill_slots = itertools.cycle(range(self._slots.n))
-        self._promote_slots = itertools.cycle(range(self._slots.n))
-        self.mover = Mover(
-            self._slots,
-            store,
-            codec,
-            n_promote_threads=n_threads,
-            poll_s=0.05,
-            sync_every_s=5.0,
-            report=self.failures.append,
-        )
-        self.mover.start(self, lambda: 0.0)
+        view = pool.view if isinstance(pool, SharedPool) else pool
+        self._n_slots = view.nbytes // plan.chunk_bytes
+        self._spill_slots = itertools.cycle(range(self._n_slots))
+        self._promote_slots = itertools.cycle(range(self._n_slots))
+        index = SharedIndex(self._disk, self._lock, self.depot.delete)
+        self.depot.start(self, index, lambda: 0.0, lambda: None)
 
     # ---- what a benchmark asks for
 
@@ -109,7 +128,7 @@ class Traffic:
         frames = [self._frame(number) for number in numbers]
         goal = self._promote_goal = self._promoted + len(frames)
         for row, frame in enumerate(frames):
-            self._submit(frame, row % self._slots.n)
+            self._submit(frame, row % self._n_slots)
         with self._done:
             self._done.wait_for(lambda: self._promoted >= goal)
         self._raise_failures()
@@ -119,7 +138,7 @@ class Traffic:
         with self._done:
             self._spill_goal += n_chunks
             goal = self._spill_goal
-        self.mover.wake_spiller()
+        self.depot.wake_spiller()
         with self._done:
             self._done.wait_for(lambda: self._spilled >= goal or self.failures)
         self._raise_failures()
@@ -136,17 +155,17 @@ class Traffic:
                 self._submit(frame, next(self._promote_slots))
         if spills:
             self._spill_goal = 1 << 60
-            self.mover.wake_spiller()
+            self.depot.wake_spiller()
 
     def moved(self) -> Moved:
         """So far."""
         return Moved(self._promoted, self._spilled)
 
     def stop(self) -> None:
-        """End the threads."""
+        """End it, and close the store."""
         self._endless = None
         self._spill_goal = 0
-        self.mover.stop()
+        self.depot.stop()
 
     # ---- Work
 
@@ -157,10 +176,10 @@ class Traffic:
             self._n_spilling += max(0, n)
         return [Resident(_spill_key(next(self._new_keys)), next(self._spill_slots), State.READY, 0.0) for _ in range(n)]
 
-    def place(self, key: ChunkKey, n_bytes: int) -> Placement | None:
+    def place_all(self, sealed: Sequence[tuple[Resident, int]]) -> list[Placement | None]:
         """See `Work`."""
         with self._lock:
-            return self._disk.place(key, n_bytes)
+            return [self._disk.place(resident.key, n_bytes) for resident, n_bytes in sealed]
 
     def spilled(self, resident: Resident, placement: Placement | None, *, ok: bool, full: bool = False) -> None:
         """See `Work`."""
@@ -197,7 +216,7 @@ class Traffic:
     def _submit(self, frame: Frame, slot: int) -> None:
         with self._lock:
             pinned = self._disk.pin(frame.key)
-        self.mover.submit_promotion(Promotion(Resident(frame.key, slot, State.PROMOTING, 0.0), pinned))
+        self.depot.submit_promotion(Promotion(Resident(frame.key, slot, State.PROMOTING, 0.0), pinned))
 
     def _raise_failures(self) -> None:
         if self.failures:

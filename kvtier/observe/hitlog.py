@@ -29,6 +29,7 @@ _TROUBLE = {
     "load_errors": "load_errors",
     "gave_up": "gave_up_requests",
     "tier_off": "tier_off",
+    "helper_restarts": "helper_restarts",
     "engine_errors": "engine_errors",
 }
 

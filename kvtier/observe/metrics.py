@@ -85,6 +85,7 @@ METRICS: tuple[Metric, ...] = (
     _counter("foreign_frames", "Sound frames that belong to another key or namespace and were deleted."),
     _counter("load_errors", "Promotions or device loads that failed for other reasons."),
     _counter("tier_off", "Times a tier was switched off after errors."),
+    _counter("helper_restarts", "Helper processes of the disk tier started after one had died."),
     _counter("gated_requests", "Requests that computed chunks which were on disk: faster than loading them."),
     _counter("probed_chunks", "Chunks promoted for no request, to measure the disk while the gate is shut."),
     _counter("gave_up_requests", "Requests that computed what had been promised, because it did not come in time."),

@@ -44,6 +44,7 @@ class Stats:
     foreign_frames: int = 0  # sound, but another key or namespace than asked for; deleted
     load_errors: int = 0  # promotions or device loads that failed for other reasons
     tier_off: int = 0  # times a tier was switched off after errors
+    helper_restarts: int = 0  # of the disk tier's helper process, after one had died
     gated_requests: int = 0  # found chunks on disk and were told to compute them, which was judged to be faster
     probed_chunks: int = 0  # promoted for nobody, to see how fast the disk is
     gave_up_requests: int = 0  # computed what they had been promised, because it did not come in time

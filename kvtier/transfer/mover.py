@@ -263,33 +263,45 @@ class Mover:
                 for shard in list(self._owed):
                     self._write(shard, [])
             return False
-        by_shard: dict[int, list[tuple[Resident, Placement, memoryview]]] = {}
+        sealed: list[tuple[Resident, memoryview]] = []
         for resident, buffer in zip(batch, self._buffers, strict=False):
             self._loads.give_way()
-            self._seal_and_place(resident, buffer, by_shard)
+            self._seal(resident, buffer, sealed)
+        by_shard = self._place(sealed)
         for shard, items in by_shard.items():
             self._loads.give_way()
             self._write(shard, items)
         return True
 
-    def _seal_and_place(
-        self, resident: Resident, buffer: memoryview, by_shard: dict[int, list[tuple[Resident, Placement, memoryview]]]
-    ) -> None:
-        placement = None
+    def _seal(self, resident: Resident, buffer: memoryview, sealed: list[tuple[Resident, memoryview]]) -> None:
         try:
             frame = self._slots[resident.slot]
             if not self._slots.sealed:
                 n_bytes = seal_into(frame, buffer, key=resident.key, codec=self._codec, guard=self._guard)
                 frame = buffer[:n_bytes]
-            placement = self._the_work.place(resident.key, len(frame))
+            sealed.append((resident, frame))
         except Exception as error:  # noqa: BLE001 - the resident must be unpinned whatever happens
             self._tell(f"sealing failed unexpectedly: {error!r}")
-        if placement is None:
             self._the_work.spilled(resident, None, ok=False)
-            return
-        for shard, key in placement.evicted:
-            self._owed.setdefault(shard, []).append(key)
-        by_shard.setdefault(placement.frame.shard, []).append((resident, placement, frame))
+
+    def _place(
+        self, sealed: list[tuple[Resident, memoryview]]
+    ) -> dict[int, list[tuple[Resident, Placement, memoryview]]]:
+        """What goes to each shard."""
+        by_shard: dict[int, list[tuple[Resident, Placement, memoryview]]] = {}
+        placements: list[Placement | None] = [None] * len(sealed)
+        try:
+            placements = self._the_work.place_all([(resident, len(frame)) for resident, frame in sealed])
+        except Exception as error:  # noqa: BLE001 - the residents must be unpinned whatever happens
+            self._tell(f"placing failed unexpectedly: {error!r}")
+        for (resident, frame), placement in zip(sealed, placements, strict=True):
+            if placement is None:
+                self._the_work.spilled(resident, None, ok=False)
+                continue
+            for shard, key in placement.evicted:
+                self._owed.setdefault(shard, []).append(key)
+            by_shard.setdefault(placement.frame.shard, []).append((resident, placement, frame))
+        return by_shard
 
     def _write(self, shard: int, items: list[tuple[Resident, Placement, memoryview]]) -> None:
         """Write `items` to one shard, and delete what is owed there."""

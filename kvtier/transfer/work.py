@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kvtier.observe.stats import Stats
@@ -21,8 +21,8 @@ class Work(Protocol):
         """Chunks to write now; each is pinned until `spilled`."""
         ...
 
-    def place(self, key: ChunkKey, n_bytes: int) -> Placement | None:
-        """Room for a sealed frame, or None."""
+    def place_all(self, sealed: Sequence[tuple[Resident, int]]) -> list[Placement | None]:
+        """Room for each sealed frame of so many bytes, or None. May read and write a small file."""
         ...
 
     def spilled(self, resident: Resident, placement: Placement | None, *, ok: bool, full: bool = False) -> None:

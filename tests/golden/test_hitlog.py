@@ -73,6 +73,7 @@ CASES = {
             foreign_frames=5,
             load_errors=6,
             tier_off=7,
+            helper_restarts=10,
             gave_up_requests=9,
             engine_errors=8,
         ),

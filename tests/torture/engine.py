@@ -5,6 +5,8 @@
 """
 
 import hashlib
+import mmap
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +19,9 @@ import numpy as np
 
 from kvtier import build as build_module
 from kvtier import config as config_module
+from kvtier import depot as depot_module
 from kvtier.build import Kvtier, build
+from kvtier.depot import SharedPool
 from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace
 from kvtier.store.base import SharedStore
 from kvtier.store.lmdb import LmdbStore
@@ -77,13 +81,22 @@ class Engine:
         wrap: Callable[[SharedStore], SharedStore] | None = None,
         shard_bytes: int = SHARD_BYTES,
         more: Mapping[str, Any] = {},
+        threads: bool = False,
     ) -> None:
-        """Build over `folder`. `wrap` puts something around the store: faults, a journal. `more` are settings."""
+        """Build over `folder`. `more` are settings.
+
+        Bytes move in a helper process, as vLLM has it, or on `threads` of this one, as always where `wrap` puts
+        something around the store: faults, a journal.
+        """
         self.reports: list[str] = []
         self.outcome = Outcome()
         self.noticed = 0  # what a caller has reported of the counters
         self._chunk_bytes = chunk_bytes
-        self._pool = memoryview(bytearray(n_slots * chunk_bytes))
+        self._pool, self._fd = memoryview(bytearray(n_slots * chunk_bytes)), -1
+        if wrap is None and not threads:
+            self._fd = os.memfd_create("torture-pool")
+            os.ftruncate(self._fd, n_slots * chunk_bytes)
+            self._pool = memoryview(mmap.mmap(self._fd, n_slots * chunk_bytes))
         self.n_slots = n_slots
         settings = {
             "version": 1,
@@ -95,13 +108,13 @@ class Engine:
             **more,
         }  # fmt: skip
         with (
-            mock.patch.object(build_module, "LmdbStore", _opener(wrap)),
+            mock.patch.object(depot_module, "LmdbStore", _opener(wrap)),
             mock.patch.object(build_module, "shard_map_bytes_for", return_value=shard_bytes),
         ):
             self.kvtier: Kvtier = build(
                 config_module.parse(settings),
                 Geometry(chunk_bytes, 16, "bfloat16"),
-                self._pool,
+                self._pool if self._fd < 0 else SharedPool(self._pool, self._fd),
                 NAMESPACE,
                 report=self.reports.append,
                 emit=lambda _: None,
@@ -206,6 +219,9 @@ class Engine:
 
     def stop(self) -> None:
         self.kvtier.stop()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def _slot(self, number: int) -> memoryview:
         return self._pool[number * self._chunk_bytes : (number + 1) * self._chunk_bytes]

@@ -95,7 +95,8 @@ def _all(setting: Setting) -> Iterator[tuple[Row, Callable[[], str] | None]]:
         ("permissions lost", _forbidden), ("no file descriptor left", _no_descriptors),
     ):  # fmt: skip
         folder = _folder(setting, what)
-        yield Row("storage", f"real: {what}"), lambda f=folder, o=ordeal: _really(f, o(f))  # type: ignore[misc]
+        threads = ordeal in (_forbidden, _no_descriptors)  # what they do to this process a helper would not feel
+        yield Row("storage", f"real: {what}"), lambda f=folder, o=ordeal, t=threads: _really(f, o(f), threads=t)  # type: ignore[misc]
     for what, file_system in (("full tmpfs", _tmpfs), ("full ext4", _ext4), ("ext4 shut down under load", _ext4)):
         row, folder = Row("storage", f"real: {what}"), _folder(setting, what)
         problem = file_system(folder, mount=False)
@@ -260,8 +261,8 @@ def main(folder: str, control: str, field: str, value: str, faulty_s: str) -> No
 # ---- real conditions
 
 
-def _really(folder: Path, ordeal: Ordeal) -> str:
-    return endure(Engine(folder / "store", disk={"sync_every": "50ms"}), ordeal, 0.7, folder)
+def _really(folder: Path, ordeal: Ordeal, *, threads: bool) -> str:
+    return endure(Engine(folder / "store", disk={"sync_every": "50ms"}, threads=threads), ordeal, 0.7, folder)
 
 
 def _moved_away(folder: Path) -> Ordeal:

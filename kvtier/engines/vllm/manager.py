@@ -34,6 +34,7 @@ from kvtier.types import ChunkKey, Geometry, Lookup, Source
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from kvtier.depot import SharedPool
     from kvtier.residency import Chain
 
 _LOG = logging.getLogger("vllm.kvtier")
@@ -90,7 +91,7 @@ class KVTierManager(OffloadingManager):
         self._exported_s = 0.0
 
     @classmethod
-    def build(cls, vllm_config: Any, spec: Any, pool: memoryview) -> KVTierManager:
+    def build(cls, vllm_config: Any, spec: Any, pool: SharedPool) -> KVTierManager:
         """Open the tiers over the mapped host pool. EngineCore, main thread, once."""
         config = settle(vllm_config)
         geometry = Geometry(

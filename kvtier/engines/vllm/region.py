@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from vllm.distributed.device_communicators.shm_broadcast import check_shm_free_space
 from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 
+from kvtier.depot import SharedPool
 from kvtier.engines.vllm import compat
 from kvtier.errors import ConfigError
 from kvtier.sizing import enlarge_shm
@@ -92,15 +93,19 @@ def create(path: Path, n_bytes: int) -> int | None:
         os.close(folder)
 
 
-def map_pool(engine_id: str, n_bytes: int) -> memoryview:
-    """Map what the workers made and have all mapped, and remove its name. Called once, in EngineCore."""
+def map_pool(engine_id: str, n_bytes: int) -> SharedPool:
+    """Map what the workers made and have all mapped, and remove its name. Called once, in EngineCore.
+
+    The descriptor stays open as long as the process: a helper process gets it, and the one after that.
+    """
     path = Path(compat.region_path(engine_id))
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        pool = memoryview(mmap.mmap(fd, n_bytes))
-    finally:
+        pool = SharedPool(memoryview(mmap.mmap(fd, n_bytes)), fd)
+        path.unlink()
+    except BaseException:
         os.close(fd)
-    path.unlink()
+        raise
     return pool
 
 

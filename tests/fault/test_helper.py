@@ -1,0 +1,381 @@
+"""The helper process dies, hangs or cannot start: requests go on without it, the tier comes back. Real processes."""
+
+import mmap
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvtier import config as config_module
+from kvtier.build import Kvtier, build
+from kvtier.depot import SharedPool
+from kvtier.helper import depot as depot_module
+from kvtier.helper.depot import HelperDepot
+from kvtier.helper.life import Life
+from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace
+from kvtier.residency import Promotion
+from kvtier.store.listing import records_of
+from kvtier.store.lmdb import LmdbStore
+from kvtier.types import ChunkKey, Geometry, Lookup, Source
+
+CHUNK_BYTES = 16 << 10
+N_SLOTS = 16
+PATIENCE_S = 20.0
+
+
+class Engine:
+    """One start of an engine whose pool can be shared."""
+
+    def __init__(self, folder: Path, *, disk: dict[str, object] | None = None, keys: dict[str, object] | None = None):
+        settings = {"path": str(folder), "capacity": "32MiB", "write_behind_after": "0s", "load": "always"}
+        self.fd = os.memfd_create("pool")
+        os.ftruncate(self.fd, N_SLOTS * CHUNK_BYTES)
+        self.pool = memoryview(mmap.mmap(self.fd, 0))
+        self.reports: list[str] = []
+        self.kvtier: Kvtier = build(
+            config_module.parse({"version": 1, "disk": {**settings, **(disk or {})}, **(keys or {})}),
+            Geometry(CHUNK_BYTES, 16, "bfloat16"),
+            SharedPool(self.pool, self.fd),
+            Namespace({"model": "m"}),
+            report=self.reports.append,
+            emit=lambda _: None,
+        )
+        self.cache = self.kvtier.cache
+        running.append(self)
+
+    def keys(self, chunks: range) -> list[ChunkKey]:
+        return [ChunkKey(self.kvtier.family + NO_ADAPTER + NO_TENANT + b"chunk %d" % n) for n in chunks]
+
+    def request(self, chunks: range) -> list[Source]:
+        """Where the head that hit came from; every byte of it is compared, the rest is stored."""
+        keys = self.keys(chunks)
+        chain = self.cache.open_chain()
+        answers = [Lookup.PENDING]
+        while Lookup.PENDING in answers:
+            until(lambda: self.cache.begin_walk(chain))
+            answers = [self.cache.lookup(chain, key) for key in keys]
+        n_hits = (*answers, Lookup.MISS).index(Lookup.MISS)
+        slots = self.cache.begin_onload(chain, keys[:n_hits])
+        assert slots is not None
+        assert [bytes(self.slot(slot)) for slot in slots] == [content(key) for key in keys[:n_hits]]
+        self.cache.end_onload(keys[:n_hits])
+        offload = self.cache.begin_offload(chain, keys[n_hits:])
+        for key, slot in zip(offload.keys, offload.slots, strict=True):
+            self.slot(slot)[:] = content(key)
+        self.cache.end_offload(offload.keys)
+        self.cache.close_chain(chain)
+        return [chain.sources[key] for key in keys[:n_hits]]
+
+    def spilled(self, chunks: range) -> None:
+        """Have `chunks` on disk, and the last of them in host."""
+        for first in range(chunks.start, chunks.stop, N_SLOTS):
+            self.request(range(first, min(first + N_SLOTS, chunks.stop)))
+            until(lambda: not self.cache.n_dirty())
+
+    def slot(self, number: int) -> memoryview:
+        return self.pool[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
+
+    @property
+    def depot(self) -> HelperDepot:
+        return next(depot for depot in depots if depot._work is self.cache)
+
+    @property
+    def life(self) -> Life:
+        return self.depot._the_life
+
+    @property
+    def is_back(self) -> bool:
+        return self.cache.disk_readable and self.cache.disk_writable
+
+    def settled(self) -> None:
+        """Nothing is on its way, nothing is pinned, and the index is what the store holds."""
+        until(lambda: self.is_back and not self.cache.n_dirty() and not self.cache._n_promoting)
+        self.cache.check()
+        assert not any(resident.pinned for resident in self.cache.host.residents())
+        assert not self.depot._promotions
+        assert not self.depot._spills
+
+    def stop(self) -> None:
+        self.kvtier.stop()
+        os.close(self.fd)
+
+
+running: list[Engine] = []
+depots: list[HelperDepot] = []
+
+
+@pytest.fixture(autouse=True)
+def stop_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    start = HelperDepot.start
+
+    def noted(depot: HelperDepot, *arguments: Any) -> None:
+        depots.append(depot)
+        start(depot, *arguments)
+
+    monkeypatch.setattr(HelperDepot, "start", noted)
+    monkeypatch.setattr(depot_module, "FIRST_PAUSE_S", 0.02)
+    yield
+    while running:
+        running.pop().stop()
+    while depots:
+        assert not alive(depots.pop()._the_life.pid)
+
+
+def content(key: ChunkKey) -> bytes:
+    return (key[24:] + b"\x3f" * 16)[:16] * (CHUNK_BYTES // 16)
+
+
+def until(condition: Callable[[], object], what: str = "it did not come to that") -> None:
+    give_up_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < give_up_s, what
+        time.sleep(0.002)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_chunks_go_to_disk_and_come_back_through_the_helper_and_after_a_restart(tmp_path: Path) -> None:
+    engine = Engine(tmp_path / "kv")
+    engine.spilled(range(40))
+    assert engine.request(range(12)) == [Source.DISK] * 12
+    engine.settled()
+    engine.stop()
+    running.remove(engine)
+    assert Engine(tmp_path / "kv").request(range(12)) == [Source.DISK] * 12
+
+
+def test_the_engines_process_opens_no_store_of_its_own(tmp_path: Path) -> None:
+    Engine(tmp_path / "kv").spilled(range(8))
+    assert "shard-" not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV, signal.SIGTERM])
+def test_a_helper_that_dies_is_replaced_and_what_was_on_disk_is_found_again(
+    tmp_path: Path, sign: signal.Signals
+) -> None:
+    engine = Engine(tmp_path / "kv")
+    engine.spilled(range(40))
+    os.kill(engine.life.pid, sign)
+    until(lambda: engine.cache.stats.helper_restarts)
+    engine.settled()
+    assert engine.request(range(12)) == [Source.DISK] * 12
+    assert [f"killed by signal {sign.value}" in line for line in engine.reports].count(True) == 1
+    assert engine.cache.stats.tier_off == 1
+
+
+def test_a_page_of_a_tree_that_cannot_be_read_ends_the_helper_and_not_the_engine(tmp_path: Path) -> None:
+    """Scenario: the map of a shard loses its pages, as when the device cannot give them: SIGBUS for who looks."""
+    engine = Engine(tmp_path / "kv")
+    engine.spilled(range(40))
+    shard = next((tmp_path / "kv").glob("shard-*.lmdb"))
+    os.truncate(shard, 0)
+    until(lambda: engine.cache.stats.helper_restarts)
+    engine.settled()
+    assert any(f"killed by signal {signal.SIGBUS.value}" in line for line in engine.reports)
+    assert any("set aside" in line for line in engine.reports)
+    engine.spilled(range(100, 140))
+    assert engine.request(range(100, 112)) == [Source.DISK] * 12
+
+
+@pytest.mark.parametrize("n", range(1, 24))
+def test_a_helper_killed_at_any_message_costs_misses_and_nothing_else(
+    tmp_path: Path, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = HelperDepot._take
+    seen: list[str] | None = None
+
+    def counted(depot: HelperDepot, life: Life, message: list[Any]) -> None:
+        if seen is not None:
+            seen.append(message[0])
+            if len(seen) == n:
+                os.kill(life.pid, signal.SIGKILL)
+        take(depot, life, message)
+
+    monkeypatch.setattr(HelperDepot, "_take", counted)
+    engine = Engine(tmp_path / "kv")
+    engine.spilled(range(32))
+    seen = []
+    for first in range(0, 400, 12):
+        engine.request(range(first % 48, first % 48 + 12))
+        if engine.cache.stats.helper_restarts:
+            break
+    until(lambda: engine.cache.stats.helper_restarts, f"only {len(seen)} messages")
+    engine.settled()
+    engine.spilled(range(100, 140))
+    assert engine.request(range(100, 112)) == [Source.DISK] * 12
+    engine.settled()
+
+
+def test_promotions_under_way_when_the_helper_dies_end_as_misses_and_give_their_slots_back(tmp_path: Path) -> None:
+    engine = Engine(tmp_path / "kv")
+    engine.spilled(range(40))
+    os.kill(engine.life.pid, signal.SIGSTOP)
+    chain = engine.cache.open_chain()
+    keys = engine.keys(range(12))
+    assert engine.cache.begin_walk(chain)
+    assert [engine.cache.lookup(chain, key) for key in keys] == [Lookup.PENDING] * 12
+    os.kill(engine.life.pid, signal.SIGKILL)
+    until(lambda: not chain.pending)
+    assert [engine.cache.lookup(chain, key) for key in keys] == [Lookup.MISS] * 12
+    engine.cache.close_chain(chain)
+    engine.settled()
+
+
+def test_chunks_that_were_being_spilled_are_written_by_the_next_helper(tmp_path: Path) -> None:
+    engine = Engine(tmp_path / "kv")
+    os.kill(engine.life.pid, signal.SIGSTOP)
+    engine.request(range(12))
+    os.kill(engine.life.pid, signal.SIGKILL)
+    engine.settled()
+    engine.spilled(range(100, 132))
+    assert engine.request(range(12)) == [Source.DISK] * 12
+
+
+def test_a_helper_that_does_not_answer_is_killed_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depot_module, "PING_S", 0.05)
+    engine = Engine(tmp_path / "kv")
+    os.kill(engine.life.pid, signal.SIGSTOP)
+    until(lambda: engine.cache.stats.helper_restarts)
+    engine.settled()
+    assert any("does not answer" in line for line in engine.reports)
+
+
+def test_stopping_beside_a_helper_that_does_not_answer_is_over_in_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depot_module, "STOP_TIMEOUT_S", 0.3)
+    engine = Engine(tmp_path / "kv")
+    pid = engine.life.pid
+    os.kill(pid, signal.SIGSTOP)
+    began_s = time.monotonic()
+    engine.stop()
+    running.remove(engine)
+    assert time.monotonic() - began_s < 5.0
+    assert not alive(pid)
+
+
+def test_a_helper_that_cannot_be_started_leaves_the_engine_without_a_disk_tier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/nonexistent/python")
+    engine = Engine(tmp_path / "kv")
+    assert engine.cache.disk is None
+    assert "cannot be started" in engine.reports[-1]
+    engine.request(range(4))
+
+
+def test_a_store_that_cannot_be_opened_is_said_as_plainly_as_without_a_helper(tmp_path: Path) -> None:
+    (tmp_path / "kv").write_text("not a directory")
+    engine = Engine(tmp_path / "kv")
+    assert engine.cache.disk is None
+    assert "disk tier is off" in engine.reports[-1]
+
+
+def test_while_no_helper_can_be_had_requests_go_on_and_later_the_tier_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(tmp_path / "kv")
+    engine.spilled(range(40))
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.executable", "/nonexistent/python")
+        os.kill(engine.life.pid, signal.SIGKILL)
+        until(lambda: sum("stays off" in line for line in engine.reports) >= 2)
+        assert engine.request(range(12)) == []
+    engine.settled()
+    assert engine.request(range(16, 28)) == [Source.DISK] * 12
+
+
+def test_frames_that_left_the_store_while_no_helper_ran_leave_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(tmp_path / "kv")
+    engine.spilled(range(40))
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.executable", "/nonexistent/python")
+        os.kill(engine.life.pid, signal.SIGKILL)
+        until(lambda: not engine.cache.disk_readable)
+        _purge(tmp_path / "kv")
+    engine.settled()
+    until(lambda: not len(engine.cache.disk or ()))
+
+
+def _purge(folder: Path) -> None:
+    store = LmdbStore.attach(folder)
+    for record in list(records_of(store.scan())):
+        store.write(record.shard, [], [record.key])
+    store.close()
+
+
+def test_an_engine_killed_outright_takes_its_helper_with_it(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            engine = Engine(tmp_path / "kv")
+            engine.spilled(range(8))
+            os.write(writer, b"%d\n" % engine.life.pid)
+            time.sleep(60)
+        finally:
+            os._exit(1)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        helper = int(said.readline())
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    until(lambda: not alive(helper))
+    assert Engine(tmp_path / "kv").request(range(8)) == [Source.DISK] * 8
+
+
+def test_ctrl_c_reaches_the_engine_and_not_its_helper(tmp_path: Path) -> None:
+    engine = Engine(tmp_path / "kv")
+    assert os.getpgid(engine.life.pid) != os.getpgid(0)
+
+
+def test_the_helper_runs_only_when_the_processors_have_nothing_else_to_do(tmp_path: Path) -> None:
+    engine = Engine(tmp_path / "kv")
+    engine.spilled(range(8))
+    threads = [int(path.name) for path in Path(f"/proc/{engine.life.pid}/task").iterdir()]
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_IDLE}
+    assert os.getsid(engine.life.pid) == os.getsid(0), "in another session it would compete as an equal"
+
+
+def test_a_key_is_neither_in_the_arguments_nor_in_the_environment_of_the_helper(tmp_path: Path) -> None:
+    secret = os.urandom(32)
+    (tmp_path / "key").write_bytes(secret)
+    (tmp_path / "key").chmod(0o600)
+    engine = Engine(tmp_path / "kv", keys={"integrity": {"hmac_key_file": str(tmp_path / "key")}})
+    (tmp_path / "key").unlink()
+    engine.spilled(range(40))
+    process = Path(f"/proc/{engine.life.pid}")
+    for place in ("cmdline", "environ"):
+        seen = (process / place).read_bytes()
+        assert secret not in seen
+        assert secret.hex().encode() not in seen
+    os.kill(engine.life.pid, signal.SIGKILL)
+    until(lambda: engine.cache.stats.helper_restarts)
+    engine.settled()
+    assert engine.request(range(8)) == [Source.DISK] * 8, "the next one has the key too"
+
+
+def test_nothing_is_sent_to_a_slot_that_was_given_back_meanwhile(tmp_path: Path) -> None:
+    engine = Engine(tmp_path / "kv")
+    engine.spilled(range(20))
+    depot = engine.depot
+    resident = next(iter(engine.cache.host.residents()))
+    frame = next((engine.cache.disk or pytest.fail("no disk")).frames())
+    sent: list[Any] = []
+    depot._post_to = type("Spy", (), {"send": lambda _, messages: bool(sent.append(messages)) or True})()  # type: ignore[assignment]
+    depot._promotions[999] = Promotion(resident, frame)
+    del depot._promotions[999]  # as when a dead helper's were ended
+    depot._post_all([("promote", 999, 0, frame.key, frame.shard)])
+    assert not any(messages for messages in sent)
+    depot._post_to = engine.life
