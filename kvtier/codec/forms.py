@@ -4,9 +4,9 @@ Native code (`_planes.c`) needs a compiler when kvtier is installed, and python-
 it reaches zstd; without either, numpy does the same in more passes. GB/s of KV for each second of this thread's
 processor time, captured bf16 KV of SmolLM2-135M, chunks of 2.8 MiB in and out of slots that no cache holds, 2026-11-21:
                                   split   zstd and join
-  numpy, two passes each            5.9            1.82
-  native, one pass after zstd       9.6            2.40
-  native, block by block            9.6            2.44
+  numpy, two passes each            6.3            1.82
+  native, one pass after zstd      10.9     1.96 to 2.19
+  native, block by block           10.9     2.42 to 2.45
 Of both `zstd` alone takes 0.30 s/GB, which is 3.3 GB/s.
 """
 
