@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from integration.sglang.damage import flip_bits
 from integration.sglang.server import PAGE, Answer, SglangServer
-from integration.vllm.models import make_llama
+from integration.vllm.models import make_deepseek, make_llama
 from kvtier.engines.sglang import plugin
 
 N_TOKENS = 600
@@ -65,8 +67,8 @@ def long_form(yaml: Path) -> list[str]:
     return [*TINY, "--hicache-storage-backend", "dynamic", "--hicache-storage-backend-extra-config", extra]
 
 
-def stored(server: SglangServer, n_pages: int, n_ranks: int = 1) -> None:
-    server.wait_for_metric("kvtier_spilled_chunks_total", n_pages * n_ranks)
+def stored(server: SglangServer, n_pages: int, n_frames: int = 1) -> None:
+    server.wait_for_metric("kvtier_spilled_chunks_total", n_pages * n_frames)
 
 
 def test_restart_kill_flush_detach_attach_clear_and_new_weights(
@@ -153,16 +155,33 @@ def test_damage_and_another_layout_and_random_failures_are_misses(
         server.wait_for_metric("kvtier_miss_tokens_total", PAGE, reason="foreign")
 
 
-def test_two_ranks_store_and_load_their_halves(
-    model: Path, plain: dict[int, list[int]], yaml: Path, tmp_path: Path
+def llama_in_stages(folder: Path) -> Path:
+    """SGLang leaves tied embeddings out of the last stage."""
+    return make_llama(folder, seed=1, tied=False)
+
+
+PARALLEL = {
+    "two tensor parallel ranks": (partial(make_llama, seed=1), ["--tp-size", "2"], 2),
+    "two pipeline stages": (llama_in_stages, ["--pp-size", "2"], 2),
+    "latent attention": (partial(make_deepseek, seed=1), [], 1),
+    "latent attention on two ranks": (partial(make_deepseek, seed=1), ["--tp-size", "2"], 1),
+}
+
+
+@pytest.mark.parametrize(("make", "args", "n_frames"), PARALLEL.values(), ids=PARALLEL.keys())
+def test_every_rank_finds_its_part_after_a_kill(
+    make: Callable[[Path], Path], args: list[str], n_frames: int, yaml: Path, tmp_path: Path
 ) -> None:
-    two = [*short_form(yaml), "--tp-size", "2"]
-    env = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
-    with SglangServer(model, tmp_path / "first.log", args=two, env=env) as server:
+    """`n_frames` are stored for each page, by all ranks together."""
+    model = make(tmp_path / "model")
+    options = [*short_form(yaml), *args]
+    env = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"} if args else {}
+    with SglangServer(model, tmp_path / "first.log", args=options, env=env) as server:
         answers = {seed: server.generate(prompt(seed)).tokens for seed in (0, 1)}
-        stored(server, 2 * FULL // PAGE, n_ranks=2)
+        stored(server, 2 * FULL // PAGE, n_frames)
         server.kill()
-    with SglangServer(model, tmp_path / "second.log", args=two, env=env) as server:
+    with SglangServer(model, tmp_path / "second.log", args=options, env=env) as server:
         for seed in (0, 1):
             answer = server.generate(prompt(seed))
             assert (answer.tokens, answer.cached["storage"]) == (answers[seed], FULL)
+        assert answers[0] != answers[1]

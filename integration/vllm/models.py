@@ -9,11 +9,34 @@ BASE = {
 }  # fmt: skip
 
 
-def make_llama(folder: Path, *, seed: int) -> Path:
-    """A 4-layer Llama in bf16 whose weights depend on `seed`; returns `folder`."""
+def make_llama(folder: Path, *, seed: int, tied: bool = True) -> Path:
+    """A 4-layer Llama in bf16 whose weights depend on `seed`; returns `folder`. `tied`: one matrix at both ends."""
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 - seconds to import
 
-    return _save(LlamaForCausalLM, LlamaConfig(**BASE), folder, seed)
+    return _save(LlamaForCausalLM, LlamaConfig(**{**BASE, "tie_word_embeddings": tied}), folder, seed)
+
+
+def make_deepseek(folder: Path, *, seed: int) -> Path:
+    """A 4-layer DeepSeek-V2 without experts: latent attention (MLA), 96 values a token and layer."""
+    import json  # noqa: PLC0415
+
+    from transformers import DeepseekV2Config, DeepseekV2ForCausalLM  # noqa: PLC0415
+
+    heads = {"num_key_value_heads": 4, "head_dim": 32, "v_head_dim": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32}
+    latent = {"kv_lora_rank": 64, "q_lora_rank": None, "tie_word_embeddings": False}
+    no_experts = {
+        "first_k_dense_replace": 4, "n_routed_experts": 2, "n_shared_experts": 1, "num_experts_per_tok": 1,
+        "n_group": 1, "topk_group": 1, "moe_intermediate_size": 128,
+    }  # fmt: skip
+    _save(DeepseekV2ForCausalLM, DeepseekV2Config(**{**BASE, **heads, **latent, **no_experts}), folder, seed)
+    # SGLang rotates DeepSeek's keys on a CPU only with YaRN.
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    del config["rope_parameters"]
+    yarn = {"beta_fast": 32, "beta_slow": 1, "mscale": 0.7, "mscale_all_dim": 0.7}
+    scaling = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 4096, **yarn}
+    file.write_text(json.dumps({**config, "rope_theta": 10000.0, "rope_scaling": scaling}))
+    return folder
 
 
 def make_sliding(folder: Path, *, seed: int) -> Path:

@@ -27,6 +27,7 @@ def register() -> None:
     mla.MLATokenToKVPoolHost.backup_from_device_all_layer = _back_up_layers
     mamba.MambaPoolHost._copy_tensor_pf_lf = staticmethod(_load_state)
     mamba.MambaPoolHost._copy_tensor_all_layers_lf_pf = staticmethod(_back_up_state)
+    _absorbed_latent_attention()
     _without_triton(importlib.import_module("sglang.srt.mem_cache.allocator.paged"))
 
 
@@ -95,6 +96,12 @@ def _back_up_state(
 ) -> None:
     for layer in range(num_layers):
         dst[dst_indices, layer, 0] = src_layers[layer][src_indices]
+
+
+def _absorbed_latent_attention() -> None:
+    """The one way through MLA that SGLang's attention in torch can go: it reads keys from the cache, in prefill too."""
+    ways = importlib.import_module("sglang.srt.models.deepseek_common.attention_backend_handler")
+    ways.AttentionBackendRegistry.register("torch_native", lambda *_: ways.AttnForwardMethod.MLA)
 
 
 class _InsteadOfTriton:
