@@ -26,7 +26,7 @@ def make_deepseek(folder: Path, *, seed: int) -> Path:
     latent = {"kv_lora_rank": 64, "q_lora_rank": None, "tie_word_embeddings": False}
     no_experts = {
         "first_k_dense_replace": 4, "n_routed_experts": 2, "n_shared_experts": 1, "num_experts_per_tok": 1,
-        "n_group": 1, "topk_group": 1, "moe_intermediate_size": 128,
+        "n_group": 1, "topk_group": 1, "moe_intermediate_size": 128, "moe_layer_freq": 1,
     }  # fmt: skip
     _save(DeepseekV2ForCausalLM, DeepseekV2Config(**{**BASE, **heads, **latent, **no_experts}), folder, seed)
     # SGLang rotates DeepSeek's keys on a CPU only with YaRN.
