@@ -12,7 +12,7 @@ import pytest
 
 from integration.sglang.damage import flip_bits
 from integration.sglang.server import PAGE, Answer, SglangServer
-from integration.vllm.models import make_deepseek, make_llama
+from integration.vllm.models import make_llama
 from kvtier.engines.sglang import plugin
 
 N_TOKENS = 600
@@ -163,8 +163,6 @@ def llama_in_stages(folder: Path) -> Path:
 PARALLEL = {
     "two tensor parallel ranks": (partial(make_llama, seed=1), ["--tp-size", "2"], 2),
     "two pipeline stages": (llama_in_stages, ["--pp-size", "2"], 2),
-    "latent attention": (partial(make_deepseek, seed=1), [], 1),
-    "latent attention on two ranks": (partial(make_deepseek, seed=1), ["--tp-size", "2"], 1),
 }
 
 
