@@ -60,6 +60,7 @@ class DiskTier:
         self._rows = policy.rows
         self._shards, self._sizes = array("H", bytes(2 * FIRST_ROW)), array("Q", bytes(8 * FIRST_ROW))
         self._held: dict[int, Frame] = {}  # by row: those not ready, and those being read
+        self._writing: set[ChunkKey] = set()  # those not ready
         self._shard_bytes = shard_bytes
         self._budget = [shard_bytes] * n_shards
         self._used = [0] * n_shards
@@ -96,8 +97,7 @@ class DiskTier:
 
     def is_ready(self, key: ChunkKey) -> bool:
         """Whether the chunk's frame is committed."""
-        row = self._rows.get(key)
-        return row is not None and (row not in self._held or self._held[row].ready)
+        return key in self._rows and key not in self._writing
 
     def pin(self, key: ChunkKey) -> Frame:
         """The chunk, present, is going to be read: it does not make room until `unpin`."""
@@ -229,12 +229,14 @@ class DiskTier:
                 self._remove(victim, evicted=True)
         placed = Frame(key, shard, n_bytes, ready=False)
         self._held[self._add(key, shard, n_bytes)] = placed
+        self._writing.add(key)
         return Placement(placed, tuple(evicted))
 
     def committed(self, frame: Frame) -> list[tuple[int, ChunkKey]]:
         """The write of a placed frame succeeded: it is readable. Returns `(shard, key)` to be deleted, as `follow`."""
         assert self.get(frame.key) is frame
         frame.ready = True
+        self._writing.discard(frame.key)
         self._let_go(frame)
         self.frame_bytes += frame.n_bytes
         self._own[frame.key] = None
@@ -318,6 +320,7 @@ class DiskTier:
         assert sum(used) == self._total_used
         assert self._rows is self.policy.rows
         assert len(self._shards) == len(self._sizes) == self.policy.n_rows
+        assert self._writing == {frame.key for frame in self._held.values() if not frame.ready}
         for row, frame in self._held.items():
             assert self._rows[frame.key] == row
             assert frame.pins or not frame.ready
@@ -354,6 +357,7 @@ class DiskTier:
     def _remove(self, key: ChunkKey, *, evicted: bool) -> None:
         row = self._rows[key]
         frame = self._held.pop(row, None)
+        self._writing.discard(key)
         n_bytes = self._sizes[row]
         cost = self.cost_of(n_bytes)
         self._used[self._shards[row]] -= cost
