@@ -128,6 +128,7 @@ class TieredCache(Promotions):
         chain.seen_step = self._step
         if chain.pending:
             now = self._clock()
+            self._gate.n_in_line = self._promises.n_waiting
             if self._gate.waits(chain, now):
                 return False
             with self._lock:  # the request computes what it cannot get in time

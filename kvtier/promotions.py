@@ -53,6 +53,7 @@ class Promotions(Holdings):
             return True
         fits = promises.n_residents + promises.n_waiting < self._max_pinned
         if chain.may_promote is None:
+            self._gate.n_in_line = promises.n_waiting
             probe = self._gate.judge(chain, self._clock())
             self.stats.gated_requests += chain.may_promote == 0
             if probe and fits:
@@ -61,7 +62,6 @@ class Promotions(Holdings):
             return False
         if self._n_promoting >= self._max_under_way:
             promises.wait(chain, key)
-            self._gate.n_in_line += 1
         elif not self._begin_promotion(chain, key):
             return False
         chain.sources[key] = Source.DISK

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -117,7 +117,7 @@ class Promises:
         self.n_waiting = 0  # of all chains
         self._release = release
         self._chains: set[Chain] = set()
-        self._line: deque[Chain | ChunkKey] = deque()  # by turns who waits, and for what; also some who no longer do
+        self._line: deque[Chain] = deque()  # who waits, and some who no longer do
 
     def open(self) -> Chain:
         """A new chain."""
@@ -139,20 +139,22 @@ class Promises:
 
     def wait(self, chain: Chain, key: ChunkKey) -> None:
         """Promise that the promotion of `key`, for which `chain` does not wait yet, begins after all that wait now."""
+        if not chain.waiting:
+            self._line.append(chain)
         chain.waiting[key] = None
         chain.pending += 1
         self.n_waiting += 1
-        self._line += chain, key
 
     def next_waiting(self) -> tuple[Chain, ChunkKey]:
-        """Who has waited longest, and does not any more. There must be one."""
-        while True:
-            chain, key = cast("Chain", self._line.popleft()), cast("ChunkKey", self._line.popleft())
-            if key in chain.waiting:
-                del chain.waiting[key]
-                chain.pending -= 1
-                self.n_waiting -= 1
-                return chain, key
+        """Who has waited longest, and for what; that it does not any more. There must be one."""
+        while not self._line[0].waiting:
+            self._line.popleft()
+        chain = self._line[0]
+        key = next(iter(chain.waiting))
+        del chain.waiting[key]
+        chain.pending -= 1
+        self.n_waiting -= 1
+        return chain, key
 
     def leave(self, chain: Chain) -> None:
         """`chain` waits for nothing any more that has not begun."""
@@ -218,6 +220,4 @@ class Promises:
             n_pending = sum(r.state is not State.READY for r in chain.promises.values())
             assert chain.pending == n_pending + len(chain.waiting)
         assert self.n_waiting == sum(len(chain.waiting) for chain in self._chains)
-        line = list(self._line)
-        in_line = {(id(chain), key) for chain, key in zip(line[::2], line[1::2], strict=True)}
-        assert all((id(chain), key) in in_line for chain in self._chains for key in chain.waiting)
+        assert all(chain in self._line for chain in self._chains if chain.waiting)

@@ -28,6 +28,7 @@ from kvtier.types import ChunkKey, Lookup
 
 _PREFIX_CHUNKS = 1_000
 _N_WALKS = 9
+_STRIDE = 7919
 _N_POLICY = 100_000
 
 
@@ -50,7 +51,8 @@ def _open(path: Path, capacity_bytes: int, n_chunks: int) -> dict[str, float]:
     after = _memory()
     assert not stale
     assert len(disk) == n_chunks
-    disk_ms, host_ms, landing_us = _lookups(disk, n_chunks)
+    disk_ms, host_ms, landing_us = _lookups(disk, n_chunks, _STRIDE)
+    together_ms, _, _ = _lookups(disk, n_chunks, 1)
     store.close()
     policy = LinkedSlru(_N_POLICY)
     return {
@@ -59,6 +61,7 @@ def _open(path: Path, capacity_bytes: int, n_chunks: int) -> dict[str, float]:
         "private_bytes": after["RssAnon"] - before["RssAnon"],
         "lookup_disk_ms": disk_ms,
         "lookup_host_ms": host_ms,
+        "lookup_together_ms": together_ms,
         "landing_us": landing_us,
         "insert_ns": _each_ns(policy.insert),
         "touch_ns": _each_ns(policy.touch),
@@ -72,7 +75,7 @@ def _keys(n_chunks: int) -> dict[str, float]:
     keys = dict.fromkeys(map(key_of, numbers))
     open_s = time.perf_counter() - started
     rss_bytes = _memory()["VmRSS"] - before["VmRSS"]
-    prefix = _prefix(0, n_chunks)
+    prefix = _prefix(0, n_chunks, _STRIDE)
     ordered: OrderedDict[ChunkKey, None] = OrderedDict()
     return {
         "open_s": open_s,
@@ -83,7 +86,7 @@ def _keys(n_chunks: int) -> dict[str, float]:
     }
 
 
-def _lookups(disk: DiskTier, n_chunks: int) -> tuple[float, float, float]:
+def _lookups(disk: DiskTier, n_chunks: int, stride: int) -> tuple[float, float, float]:
     """Milliseconds to look a prefix up that is on disk, which has it promoted, and again when it is in host RAM.
 
     And microseconds that a transfer thread holds the cache when a promotion ends and the next one in line begins.
@@ -104,7 +107,7 @@ def _lookups(disk: DiskTier, n_chunks: int) -> tuple[float, float, float]:
     )
     disk_ms, host_ms, landing_us = [], [], []
     for walk in range(_N_WALKS):
-        prefix = _prefix(walk, n_chunks)
+        prefix = _prefix(walk, n_chunks, stride)
         chain = cache.open_chain()
         cache.begin_walk(chain, len(prefix))
         disk_ms.append(_ms(lambda: _walk(cache, chain, prefix, Lookup.PENDING)))  # noqa: B023 - called at once
@@ -127,9 +130,10 @@ def _walk(cache: TieredCache, chain: Chain, prefix: list[ChunkKey], expected: Lo
             raise AssertionError(f"{key.hex()}: not {expected}")
 
 
-def _prefix(walk: int, n_chunks: int) -> list[ChunkKey]:
-    """Keys of one request's chunks: spread over the whole index, as hashes are."""
-    return [key_of((walk + number * 7919) % n_chunks) for number in range(_PREFIX_CHUNKS)]
+def _prefix(walk: int, n_chunks: int, stride: int) -> list[ChunkKey]:
+    """Keys of one request's chunks: written one after the other (1), or at any time (a large stride)."""
+    first = walk if stride > 1 else n_chunks // 2 + walk * _PREFIX_CHUNKS
+    return [key_of((first + number * stride) % n_chunks) for number in range(_PREFIX_CHUNKS)]
 
 
 def _each_ns(step: Callable[[ChunkKey], object]) -> float:
