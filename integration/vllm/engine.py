@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import lmdb
 
-from integration.vllm.processes import cpu_s, kill_group
+from integration.vllm.processes import cpu_s, go_first, kill_group
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,6 +112,10 @@ class Engine:
     def cpu_s(self) -> float:
         """Processor seconds that all its processes have used so far, in steps of 10 ms."""
         return cpu_s(self._pid)
+
+    def go_first(self) -> bool:
+        """Before what else the machine does; False if that may not be."""
+        return go_first(self._pid)
 
     def kill(self) -> None:
         """SIGKILL for every process of the engine."""

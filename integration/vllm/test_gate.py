@@ -73,6 +73,7 @@ def test_the_gate_follows_a_disk_that_becomes_slow_and_recovers(smollm: Path, tm
         cached(engine, questions)  # one of them finds out
         slow = cached(engine, questions)
         assert slow.count(FULL) <= 5  # what host RAM still had; it has room for four and a half
+        assert fresh(engine, "vllm:kvtier_gave_up_requests")["vllm:kvtier_gave_up_requests"] == 1
         delay.write_text("0")
         give_up_s = time.monotonic() + 2 * PROBE_EVERY_S + 60
         while cached(engine, questions) != [FULL] * len(questions):
