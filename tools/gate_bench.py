@@ -37,8 +37,9 @@ N_FLUSH = 2
 SLOW_S = 2.0
 """Before every read from disk. Six threads read, so a prompt takes this long; to compute it takes half a second."""
 
-BOUND = {"VLLM_CPU_OMP_THREADS_BIND": "1"}
-"""All engines compute on the same core, one after the other; the benchmark and transfer threads have the other."""
+BOUND = {"VLLM_CPU_OMP_THREADS_BIND": "1", "KVTIER_TEST_SPIN_S": "0.02"}
+"""All engines compute on the same core, one after the other; the benchmark and transfer threads have the other. None
+spins for a second after its answer, as vLLM's processes do: whoever is asked next would pay for it."""
 
 N_FAST = 6
 N_FIND_OUT = 3
@@ -63,10 +64,7 @@ class Answer(NamedTuple):
 
 
 def ask(engine: Engine, question: Question) -> Answer:
-    """Drop the device's cache, wake the engine by a prompt of less than a chunk, ask, and wait until it is idle.
-
-    An engine that has rested for a second sleeps, and waking takes as long as the rest of the machine pleases.
-    """
+    """Drop the device's cache, wake the engine by a prompt of less than a chunk, ask, and wait until it is idle."""
     engine.drop_device_cache()
     engine.generate([question[-WAKE_TOKENS:]], max_tokens=1)
     cpu_s, began_s = engine.cpu_s(), time.perf_counter()

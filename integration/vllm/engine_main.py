@@ -77,6 +77,21 @@ def _slow_down_reads() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
 
 
+def _spin_for(seconds: float) -> None:
+    """So long after a message processes spin for the next; vLLM's second keeps a core busy that others measure on."""
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition  # noqa: PLC0415 - slow
+
+    assert SpinCondition.__init__.__defaults__ == (1,)
+    SpinCondition.__init__.__defaults__ = (seconds,)
+
+
+def _as_tests_ask() -> None:
+    if "KVTIER_TEST_READ_DELAY" in os.environ:
+        _slow_down_reads()
+    if "KVTIER_TEST_SPIN_S" in os.environ:
+        _spin_for(float(os.environ["KVTIER_TEST_SPIN_S"]))
+
+
 def main(call_fd: int, answer_fd: int) -> None:
     """Build the LLM from the first line, then answer one line per call until the pipe ends."""
     calls = os.fdopen(call_fd, "r")
@@ -86,8 +101,7 @@ def main(call_fd: int, answer_fd: int) -> None:
         answers.write(json.dumps(tree) + "\n")
         answers.flush()
 
-    if "KVTIER_TEST_READ_DELAY" in os.environ:
-        _slow_down_reads()
+    _as_tests_ask()
     from vllm import LLM  # noqa: PLC0415 - slow; the parent's pipe is open by now
     from vllm.config import KVTransferConfig  # noqa: PLC0415
 
