@@ -6,6 +6,7 @@ helper process, which then has one over the same host pool.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kvtier.codec.guards import NO_SECRET, Secret, guard_of
 from kvtier.codec.registry import RAW, codec_for
-from kvtier.errors import StoreFormatError
+from kvtier.errors import StoreError, StoreFormatError
 from kvtier.store.beside import room_beside
 from kvtier.store.lmdb import LmdbStore
 from kvtier.tiers.follow import Follower
 from kvtier.transfer.mover import Mover
+from kvtier.transfer.precedence import LoadsFirst
 from kvtier.transfer.probe import LoadProbe
 
 if TYPE_CHECKING:
@@ -127,7 +129,8 @@ class LocalDepot:
         self._plan = plan
         self._guard = guard_of(plan.secret)
         self._probe: LoadProbe | None = None
-        self._started = False
+        self._started = self._stopping = False
+        self._asking = LoadsFirst()  # threads of others that are in the store
         self._store, self.folder, self.capacity_bytes = _open_store(plan, report)
         self._follower = Follower(self._store, report=report)
         self._mover = Mover(
@@ -149,8 +152,6 @@ class LocalDepot:
         self.submit_promotion = self._mover.submit_promotion
         self.wake_spiller = self._mover.wake_spiller
         self.delete = self._mover.delete
-        self.catch_up = self._follower.catch_up
-        self.written_before = self._follower.written_before
 
     @property
     def page_bytes(self) -> int:
@@ -177,9 +178,32 @@ class LocalDepot:
         )
         self._probe.start()
 
+    def catch_up(self, *, wait_s: float = 0.0) -> None:
+        """As `Depot` says."""
+        with self._in_store():
+            self._follower.catch_up(wait_s=wait_s)
+
+    def written_before(self, shard: int, before_ns: int) -> list[ChunkKey]:
+        """As `Depot` says."""
+        with self._in_store():
+            return self._follower.written_before(shard, before_ns)
+
+    @contextmanager
+    def _in_store(self) -> Iterator[None]:
+        """The store stays open for the block; StoreError when it is too late for that."""
+        self._asking.began()
+        try:
+            if self._stopping:
+                raise StoreError("the disk tier is being stopped")
+            yield
+        finally:
+            self._asking.ended()
+
     def stop(self) -> bool:
         """As `Depot` says."""
-        ended = [self._probe.stop()] if self._probe is not None else []
+        self._stopping = True
+        ended = [self._asking.none_within(0.0)]  # who asks has been given its time to end
+        ended += [self._probe.stop()] if self._probe is not None else []
         if self._started:
             ended += [self._mover.stop(), self._follower.stop()]
         stopped = all(ended)

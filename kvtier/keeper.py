@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 EVERY_S = 1.0
 """How soon a purge notice is heard of."""
 
+STOP_TIMEOUT_S = 5.0
+
 INSIST_S = 3.0
 """How long chunks that are being copied are waited for before the next round tries again."""
 

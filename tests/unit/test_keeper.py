@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 
 from kvtier import config as config_module
+from kvtier import keeper as keeper_module
 from kvtier.build import Kvtier, build
 from kvtier.keeper import Keeper
 from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace, tenant_digest
 from kvtier.purges import Listener, Notice, post, unconfirmed
+from kvtier.store.lmdb import LmdbStore
 from kvtier.types import ChunkKey, Geometry, Lookup
 from tests.rigs.cache import Rig, keys
 
@@ -154,3 +157,25 @@ def keeper(rig: Rig) -> Callable[..., Keeper]:
         return Keeper(rig.cache, listener, store=None, host_ttl_s=0.0, disk_ttl_s=0.0, report=print)
 
     return make
+
+
+def test_an_engine_ends_in_time_though_a_disk_that_hangs_keeps_its_keeper(
+    start: Callable[..., Kvtier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store stays open then: the keeper's thread is still in it."""
+    inside, disk_answers = threading.Event(), threading.Event()
+    closed: list[LmdbStore] = []
+
+    def hang(store: LmdbStore, shard: int, before_ns: int) -> list[ChunkKey]:
+        inside.set()
+        disk_answers.wait(20)
+        return []
+
+    monkeypatch.setattr(LmdbStore, "written_before", hang)
+    monkeypatch.setattr(LmdbStore, "close", closed.append)
+    monkeypatch.setattr(keeper_module, "STOP_TIMEOUT_S", 0.1)
+    engine = start(ttl="10s")
+    assert inside.wait(20)
+    engine.stop()
+    assert not closed
+    disk_answers.set()
