@@ -35,24 +35,27 @@ def measure_speed(out: Path) -> dict[str, dict[str, float]]:
     if not files:
         raise SystemExit(f"{out}: no pages there; run `compare file --out {out}` first")
     pages = [torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.bfloat16) for file in files]
-    return {
-        name: _measure(storage, out / f"speed-{name}", pages)
-        for name, storage in (("file", "file"), ("kvtier", "dynamic"))
-    }
-
-
-def _measure(storage: str, disk: Path, pages: list[torch.Tensor]) -> dict[str, float]:
     n_bytes = sum(page.numel() * page.element_size() for page in pages)
-    rounds: list[tuple[float, float, float]] = []
-    for _ in range(N_ROUNDS + 1):
-        shutil.rmtree(disk, ignore_errors=True)
-        stored_s = _store(storage, disk, pages)
-        warm_s = _load(storage, disk, pages)
-        _drop_from_page_cache(disk)
-        rounds.append((stored_s, warm_s, _load(storage, disk, pages)))
-    shutil.rmtree(disk, ignore_errors=True)
-    medians = (n_bytes / statistics.median(times) / 1e9 for times in zip(*rounds[1:], strict=True))
+    rounds: dict[str, list[tuple[float, float, float]]] = {"file": [], "kvtier": []}
+    for _ in range(N_ROUNDS + 1):  # in turn, so that whatever else the machine does meets both
+        rounds["file"].append(_round("file", out / "speed-file", pages))
+        rounds["kvtier"].append(_round("dynamic", out / "speed-kvtier", pages))
+    return {name: _median_rates(times[1:], n_bytes) for name, times in rounds.items()}
+
+
+def _median_rates(times: list[tuple[float, float, float]], n_bytes: int) -> dict[str, float]:
+    medians = (n_bytes / statistics.median(seconds) / 1e9 for seconds in zip(*times, strict=True))
     return dict(zip(("store", "load, page cache", "load, disk"), medians, strict=True))
+
+
+def _round(storage: str, disk: Path, pages: list[torch.Tensor]) -> tuple[float, float, float]:
+    shutil.rmtree(disk, ignore_errors=True)
+    stored_s = _store(storage, disk, pages)
+    warm_s = _load(storage, disk, pages)
+    _drop_from_page_cache(disk)
+    cold_s = _load(storage, disk, pages)
+    shutil.rmtree(disk)
+    return stored_s, warm_s, cold_s
 
 
 def _store(storage: str, disk: Path, pages: list[torch.Tensor]) -> float:
