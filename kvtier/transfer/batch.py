@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """Items 0 to n-1, begun in order, up to the first that fails. One thread calls `join`, once.
+    """Items 0 to n-1, begun in order, whatever becomes of those before. One thread calls `join`, once.
 
     After that `n_begun` stays what it is: the steps of so many items have run, or are still running.
     """
@@ -42,7 +42,7 @@ class Batch:
                         self._n_good = min(self._n_good, i)
                     if self._is_through():
                         self._changed.notify_all()
-                if self._ended or self.n_begun >= self._n_good:
+                if self._ended or self.n_begun == len(self._done):
                     return
                 i = self.n_begun
                 self.n_begun += 1
@@ -64,9 +64,9 @@ class Batch:
                         self._changed.notify_all()
 
     def join(self, timeout_s: float) -> int:
-        """Wait until all is done, one item has failed and those before it are done, or time is up; end the batch.
+        """Wait until all is done, or time is up; end the batch.
 
-        Returns how many items are done from the first on. Takes as long as the claims that were out then.
+        Returns how many items worked from the first on. Takes as long as the claims that were out then.
         """
         with self._changed:
             self._changed.wait_for(self._is_through, max(0.0, timeout_s))
@@ -76,7 +76,7 @@ class Batch:
             return self._n_good if first_open < 0 else min(first_open, self._n_good)
 
     def _is_through(self) -> bool:
-        return self._done.find(0, 0, self._n_good) < 0
+        return self._done.find(0) < 0
 
 
 class Workers:

@@ -109,6 +109,23 @@ def test_a_damaged_frame_is_a_miss_and_the_next_put_heals_it(start: Start, monke
     assert second.get(names(3))[1] == [page(name) for name in names(3)]
 
 
+def test_of_many_damaged_pages_all_are_found_by_one_call_and_healed_by_the_next_put(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start()
+    first.put(names(12))
+    first.settle()
+    first.stop()
+    flip_one_byte_of_one_page(monkeypatch, "")
+    second = start()
+    assert second.get(names(12))[0] == [Miss.CORRUPT] * 12
+    assert second.cache.stats.corrupt_frames == 12
+    monkeypatch.undo()
+    second.put(names(12))
+    second.settle()
+    assert second.get(names(12))[1] == [page(name) for name in names(12)]
+
+
 def flip_one_byte_of_one_page(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     read = LmdbStore.read
 
