@@ -12,7 +12,7 @@ import pytest
 
 from integration.sglang.damage import flip_bits
 from integration.sglang.server import PAGE, Answer, SglangServer
-from integration.vllm.models import make_llama
+from integration.vllm.models import make_deepseek, make_llama
 from kvtier.engines.sglang import plugin
 
 N_TOKENS = 600
@@ -163,6 +163,7 @@ def llama_in_stages(folder: Path) -> Path:
 PARALLEL = {
     "two tensor parallel ranks": (partial(make_llama, seed=1), ["--tp-size", "2"], 2),
     "two pipeline stages": (llama_in_stages, ["--pp-size", "2"], 2),
+    "latent attention on two ranks": (partial(make_deepseek, seed=1), ["--tp-size", "2"], 1),
 }
 
 
@@ -173,7 +174,7 @@ def test_every_rank_finds_its_part_after_a_kill(
     """`n_frames` are stored for each page, by all ranks together."""
     model = make(tmp_path / "model")
     options = [*short_form(yaml), *args]
-    env = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"} if args else {}
+    env = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
     with SglangServer(model, tmp_path / "first.log", args=options, env=env) as server:
         answers = {seed: server.generate(prompt(seed)).tokens for seed in (0, 1)}
         stored(server, 2 * FULL // PAGE, n_frames)
