@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvtier.config import Config, load, parse
@@ -86,7 +86,6 @@ def config_or_error(work) -> Config | None:
     return config
 
 
-@settings(deadline=None)
 @given(trees)
 @example({"disk": {"path": "~\ud800/x"}})
 @example({"disk": {"write_behind_after": 0}, "log": {"every": 0}})
@@ -96,13 +95,11 @@ def test_any_tree_is_a_config_or_a_config_error(tree):
         assert parse(json.loads(json.dumps(config.to_tree()))) == config
 
 
-@settings(deadline=None)
 @given(values)
 def test_anything_else_is_too(value):
     config_or_error(lambda: parse(value))
 
 
-@settings(deadline=None)
 @given(
     st.binary(max_size=60)
     | likely_text.map(str.encode)
@@ -125,7 +122,6 @@ def file(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("fuzz") / "kvtier.yaml"
 
 
-@settings(deadline=None)
 @given(st.text(max_size=30) | words)
 def test_any_text_is_a_unit_or_a_config_error(text):
     for kind in (Size, Duration, Period):
@@ -138,7 +134,6 @@ def test_any_text_is_a_unit_or_a_config_error(text):
         assert message.isprintable()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1 << 60))
 def test_formatted_bytes_parse_to_within_half_a_percent_and_a_byte(n_bytes):
     assert abs(parse_bytes(format_bytes(n_bytes)) - n_bytes) <= n_bytes * 0.0051 + 1

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvtier.errors import InputError, StoreError
@@ -85,7 +85,6 @@ def quietly(message: str) -> None:
     assert 10 < len(message) < 2000
 
 
-@settings(deadline=None)
 @given(FILES)
 @example(b'{"kvtier_trace":1,"tokens_per_chunk":' + b"9" * 5000 + b"}")
 @example(b'{"timestamp":1,"input_length":1,"hash_ids":' + b"[" * 50_000)
@@ -101,7 +100,6 @@ def test_any_trace_file_is_requests_or_an_input_error(folder: Path, content: byt
         quietly(str(error))
 
 
-@settings(deadline=None)
 @given(FILES)
 @example(b'{"prompt":"x","timestamp":' + b"9" * 5000 + b"}")
 @example(b'{"messages":' + b"[" * 50_000)
@@ -115,7 +113,6 @@ def test_any_prompt_file_is_requests_or_an_input_error(folder: Path, content: by
         quietly(str(error))
 
 
-@settings(deadline=None)
 @given(RECORDS.map(lambda record: json.dumps(record).encode()) | st.binary(max_size=60))
 @example(b'{"format":1,"map_bytes":' + b"9" * 5000 + b',"capacity_bytes":1,"shards":[]}')
 @example(b"[" * 50_000)

@@ -150,7 +150,7 @@ def test_a_full_account_costs_no_file_until_something_is_taken(world):
     assert not (world.folder / FILE).exists()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.sampled_from([0.5, 30.0, 3600.0, 40_000.0]), st.integers(1, 40), st.booleans()),

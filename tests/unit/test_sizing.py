@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtier.config import parse
@@ -75,7 +75,6 @@ def test_auto_host_is_at_most_half_of_shm():
     )
 
 
-@settings(deadline=None)
 @given(ram=st.integers(1, 1 << 50), shm=st.integers(1, 1 << 50))
 def test_auto_host_never_takes_more_than_its_share(ram, shm):
     machine = replace(MACHINE, ram_bytes=ram, shm_bytes=shm)
@@ -175,7 +174,6 @@ def test_auto_disk_without_room_for_a_useful_tier_is_none():
 BYTES = st.integers(0, 1 << 42)
 
 
-@settings(deadline=None)
 @given(free=BYTES, filled=st.floats(0, 1))
 def test_auto_disk_is_the_same_after_the_tier_filled_up(free, filled):
     first = disk_bytes(disk("auto"), replace(SPACE, free_bytes=free))
@@ -183,7 +181,6 @@ def test_auto_disk_is_the_same_after_the_tier_filled_up(free, filled):
     assert disk_bytes(disk("auto"), replace(SPACE, free_bytes=free - held, held_bytes=held)) == first
 
 
-@settings(deadline=None)
 @given(free=BYTES, others=st.floats(0, 1))
 def test_a_full_auto_tier_keeps_its_size_while_others_leave_as_much_room_again(free, others):
     first = disk_bytes(disk("auto"), replace(SPACE, free_bytes=free))
@@ -195,7 +192,6 @@ def test_a_full_auto_tier_keeps_its_size_while_others_leave_as_much_room_again(f
         assert again <= first
 
 
-@settings(deadline=None)
 @given(free=BYTES, overhead=st.floats(0, 0.03), restarts=st.integers(1, 20))
 def test_auto_disk_does_not_creep_up_when_files_are_a_little_larger_than_allowed(free, overhead, restarts):
     first = capacity = disk_bytes(disk("auto"), replace(SPACE, free_bytes=free))
@@ -205,7 +201,6 @@ def test_auto_disk_does_not_creep_up_when_files_are_a_little_larger_than_allowed
     assert capacity == first
 
 
-@settings(deadline=None)
 @given(free=BYTES, held=BYTES)
 def test_auto_disk_never_passes_its_bounds(free, held):
     n_bytes = disk_bytes(disk("auto"), replace(SPACE, free_bytes=free, held_bytes=held))

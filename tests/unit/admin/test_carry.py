@@ -172,7 +172,7 @@ def test_a_header_whose_family_is_not_its_namespaces_is_refused(source: CacheDir
         import_(target.path, io.BytesIO(content))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_the_file_holds_only_sound_frames_come_in(
     data: st.DataObject, source: CacheDir, target: CacheDir

@@ -105,7 +105,7 @@ def test_short_prompts_share_less_than_the_prefix():
     assert all(o.hit <= o.n_tokens - 1 for o in demand.outcomes(1e9, 0, 0))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.builds(
         SharedPrefixes,

@@ -82,20 +82,18 @@ def test_a_hole_ends_the_prefix():
     assert sum(replay(asked, 10, [Setup(9, 0, LRU)], KEEP).rows[0].tally.hit_blocks) == 0
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(chats, st.integers(1, 5))
 def test_the_optimum_is_what_trying_everything_finds(texts: list[str], capacity: int):
     assert hits(run(texts, Setup(capacity, 0, LRU)))[OPTIMAL] == best_possible(texts, capacity)
 
 
-@settings(deadline=None)
 @given(st.lists(st.text("abc", min_size=1, max_size=6), max_size=40), st.integers(1, 12))
 def test_no_policy_beats_the_optimum_and_the_optimum_not_the_unbounded(texts: list[str], capacity: int):
     got = hits(run(texts, Setup(capacity, 0, LRU), Setup(capacity, 0, SLRU)))
     assert max(got["lru"], got["slru-g30"]) <= got[OPTIMAL] <= got[UNBOUNDED]
 
 
-@settings(deadline=None)
 @given(st.lists(st.text("abc", min_size=1, max_size=6), max_size=40), st.integers(6, 16))
 def test_the_fast_path_counts_as_the_production_cache_does(texts: list[str], capacity: int):
     setup = Setup(capacity, 0, LRU)
@@ -103,7 +101,6 @@ def test_the_fast_path_counts_as_the_production_cache_does(texts: list[str], cap
     assert fast.rows[0].tally == production.rows[0].tally
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.text("abc", min_size=1, max_size=6), max_size=40),
     st.integers(1, 12),
