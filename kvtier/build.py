@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvtier.budget import WriteBudget
@@ -114,6 +115,7 @@ def build(
     report: Callable[[str], None],
     emit: Callable[[str], None],
     n_ready_slots: int | None = None,
+    model_on_processors: bool = False,
     make_cache: Callable[..., TieredCache] = TieredCache,
 ) -> Kvtier:
     """Open the tiers of one engine over its host pool and start the threads.
@@ -121,14 +123,15 @@ def build(
     Bytes move in a helper process when it can map the pool too, else on threads of this one. A disk tier that cannot be
     opened is left out with one line to `report`; the engine runs without. Engines with the same disk directory share it
     and its capacity. `emit` gets the hit-rate log lines. With `n_ready_slots` the rest of
-    the pool is not touched before `TieredCache.grow_host`. `make_cache` takes TieredCache's arguments. Called once, on
-    the engine's main thread; may take as long as reading the store's index.
+    the pool is not touched before `TieredCache.grow_host`. With `model_on_processors` the helper process competes for
+    them at a low priority, instead of taking only what is left, which would be nothing. `make_cache` takes
+    TieredCache's arguments. Called once, on the engine's main thread; may take as long as reading the store's index.
     """
     view = pool.view if isinstance(pool, SharedPool) else pool
     slots = view if isinstance(view, Slots) else Slots(view, geometry.chunk_bytes)
     n_slots = slots.n if n_ready_slots is None else min(n_ready_slots, slots.n)
     host = HostTier(n_slots, geometry.chunk_bytes, Slru(n_slots))
-    depot, guard = _open_depot(config, geometry, pool, slots, report)
+    depot, guard = _open_depot(config, geometry, pool, slots, report, runs_idle=not model_on_processors)
     folder = depot.folder if depot is not None else None
     namespace = guarded(namespace, guard)
     epoch = Epoch(folder / NAMESPACES if folder is not None else None, namespace)
@@ -319,6 +322,8 @@ def _open_depot(
     pool: memoryview | Slots | SharedPool,
     slots: Slots,
     report: Callable[[str], None],
+    *,
+    runs_idle: bool,
 ) -> tuple[Depot | None, Guard]:
     """The disk tier's, if it is to have one and that can be opened, and what guards its frames."""
     guard = PLAIN
@@ -327,7 +332,7 @@ def _open_depot(
     try:
         secret = secret_for(config)
         guard = guard_of(secret)
-        plan = _plan(config, config.disk, geometry, secret, report)
+        plan = replace(_plan(config, config.disk, geometry, secret, report), runs_idle=runs_idle)
         if isinstance(pool, SharedPool):
             return HelperDepot(plan, pool, report=report), guard
         return LocalDepot(plan, slots, report=report), guard

@@ -54,6 +54,7 @@ class Plan:
     n_promote_threads: int
     poll_s: float
     sync_every_s: float
+    runs_idle: bool = True  # a helper process takes only processor time that nobody else wants
     secret: Secret = NO_SECRET
 
 

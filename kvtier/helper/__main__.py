@@ -56,6 +56,7 @@ class Helper:
         self._call_numbers = itertools.count()
         self._calls: queue.SimpleQueue[tuple[int, str, list[Any]]] = queue.SimpleQueue()
         self._depot: LocalDepot | None = None
+        self._runs_idle = False
         self._work = FarWork(self)
         self._promoting: dict[Resident, int] = {}
         self._listings: Iterator[Listing] = iter(())
@@ -152,6 +153,7 @@ class Helper:
         plan |= {"folder": Path(plan["folder"]), "secret": Secret(*plan["secret"])}
         assert set(plan) == {field.name for field in fields(Plan)}
         slots = Slots(self._pool, plan["chunk_bytes"])
+        self._runs_idle = plan["runs_idle"]
         depot = self._depot = LocalDepot(Plan(**plan), slots, report=lambda line: self.tell("report", line))
         self._listings = depot.scan()
         return [
@@ -167,7 +169,8 @@ class Helper:
         return [listing.shard, listing.key_bytes, listing.keys, *columns]
 
     def _start(self) -> None:
-        _run_idle()
+        if self._runs_idle:
+            _run_idle()
         self.depot.start(self._work, FarIndex(self), lambda: 0.0, lambda: self.tell("synced"))
 
     def _probe(self, frames: list[tuple[int, bytes]]) -> None:

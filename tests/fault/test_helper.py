@@ -30,7 +30,14 @@ PATIENCE_S = 20.0
 class Engine:
     """One start of an engine whose pool can be shared."""
 
-    def __init__(self, folder: Path, *, disk: dict[str, object] | None = None, keys: dict[str, object] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        disk: dict[str, object] | None = None,
+        keys: dict[str, object] | None = None,
+        model_on_processors: bool = False,
+    ):
         settings = {"path": str(folder), "capacity": "32MiB", "write_behind_after": "0s", "load": "always"}
         self.fd = os.memfd_create("pool")
         os.ftruncate(self.fd, N_SLOTS * CHUNK_BYTES)
@@ -43,6 +50,7 @@ class Engine:
             Namespace({"model": "m"}),
             report=self.reports.append,
             emit=lambda _: None,
+            model_on_processors=model_on_processors,
         )
         self.cache = self.kvtier.cache
         running.append(self)
@@ -340,11 +348,14 @@ def test_ctrl_c_reaches_the_engine_and_not_its_helper(tmp_path: Path) -> None:
     assert os.getpgid(engine.life.pid) != os.getpgid(0)
 
 
-def test_the_helper_runs_only_when_the_processors_have_nothing_else_to_do(tmp_path: Path) -> None:
-    engine = Engine(tmp_path / "kv")
-    engine.spilled(range(8))
-    threads = [int(path.name) for path in Path(f"/proc/{engine.life.pid}/task").iterdir()]
-    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_IDLE}
+@pytest.mark.parametrize(("model_on_processors", "policy"), [(False, os.SCHED_IDLE), (True, os.SCHED_OTHER)])
+def test_the_helper_takes_what_processors_have_left_unless_the_model_leaves_none(
+    tmp_path: Path, policy: int, *, model_on_processors: bool
+) -> None:
+    engine = Engine(tmp_path / "kv", model_on_processors=model_on_processors)
+    threads = [int(thread.name) for thread in Path(f"/proc/{engine.life.pid}/task").iterdir()]
+    assert len(threads) > 4
+    assert {os.sched_getscheduler(thread) for thread in threads} == {policy}
     assert os.getsid(engine.life.pid) == os.getsid(0), "in another session it would compete as an equal"
 
 

@@ -11,6 +11,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from vllm.platforms import current_platform
 from vllm.v1.kv_offload.base import (
     LookupResult,
     OffloadingManager,
@@ -108,6 +109,7 @@ class KVTierManager(OffloadingManager):
                 report=lambda line: _LOG.warning("kvtier: %s", line),
                 emit=_LOG.info,
                 n_ready_slots=first_slots(spec.num_chunks, spec.kv_bytes_per_chunk),
+                model_on_processors=current_platform.is_cpu(),
             ),
             geometry.tokens_per_chunk,
             n_workers=spec.config.parallel.world_size,
