@@ -6,7 +6,6 @@ import os
 import secrets
 import threading
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvtier.budget import WriteBudget
@@ -332,7 +331,7 @@ def _open_depot(
     try:
         secret = secret_for(config)
         guard = guard_of(secret)
-        plan = replace(_plan(config, config.disk, geometry, secret, report), runs_idle=runs_idle)
+        plan = _plan(config, config.disk, geometry, secret, report, runs_idle=runs_idle)
         if isinstance(pool, SharedPool):
             return HelperDepot(plan, pool, report=report), guard
         return LocalDepot(plan, slots, report=report), guard
@@ -341,7 +340,15 @@ def _open_depot(
         return None, guard
 
 
-def _plan(config: Config, disk: Disk, geometry: Geometry, secret: Secret, report: Callable[[str], None]) -> Plan:
+def _plan(
+    config: Config,
+    disk: Disk,
+    geometry: Geometry,
+    secret: Secret,
+    report: Callable[[str], None],
+    *,
+    runs_idle: bool,
+) -> Plan:
     """What the disk tier is to be, in a directory that is fit for it."""
     secure_directory(disk.path, OUR_NAMES)
     if (disk.path / NAMESPACES).is_symlink():  # left from a time when others could write here
@@ -362,6 +369,7 @@ def _plan(config: Config, disk: Disk, geometry: Geometry, secret: Secret, report
         n_promote_threads=disk.promote_threads,
         poll_s=max(0.05, disk.write_behind_after_s / 4),
         sync_every_s=disk.sync_every_s,
+        runs_idle=runs_idle,
         secret=secret,
     )
 

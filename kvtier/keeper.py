@@ -29,8 +29,6 @@ INSIST_S = 3.0
 SWEEPS_PER_TTL = 20
 """Expired chunks outlive their TTL by a twentieth of it at most, and by EVERY_S."""
 
-STOP_TIMEOUT_S = 5.0
-
 AT_ONCE = 32
 """Chunks forgotten under one hold of the cache's lock; about 0.1 ms."""
 

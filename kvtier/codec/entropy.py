@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import threading
 
-import numpy as np
-import numpy.typing as npt
 import zstandard
 
 from kvtier.codec import literals
+from kvtier.codec.scratch import Bytes, Scratch
 from kvtier.errors import FrameCorruptError
-
-Bytes = npt.NDArray[np.uint8]
 
 # A frame may ask for this much window beyond the bytes it decodes to. Ours ask for none: their size is declared.
 _WINDOW_SLACK_BYTES = 1 << 17
 
 
 class _PerThread(threading.local):
-    """zstd contexts and scratch are not safe to share between threads and costly to make anew for each chunk."""
+    """zstd contexts are not safe to share between threads and costly to make anew for each chunk."""
 
     def __init__(self) -> None:
         self.compressor = literals.compressor()
         self.decompressor = zstandard.ZstdDecompressor()
-        self.scratch: Bytes = np.empty(0, dtype=np.uint8)
 
 
 _thread = _PerThread()
+_scratch = Scratch()
 
 
 def scratch(n_bytes: int) -> Bytes:
-    """This thread's scratch bytes, valid until the next call on the same thread. Grows, never shrinks.
-
-    Fresh memory costs a page fault for each 4 KiB, as much as the copy into it: that is why it is kept.
-    """
-    if len(_thread.scratch) < n_bytes:
-        _thread.scratch = np.empty(n_bytes, dtype=np.uint8)
-    return _thread.scratch[:n_bytes]
+    """This thread's scratch bytes, valid until the next call on the same thread."""
+    return _scratch.room(n_bytes)
 
 
 def bound(n_bytes: int) -> int:

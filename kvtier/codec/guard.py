@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import threading
 from typing import TYPE_CHECKING, Final, Protocol
 
-import numpy as np
-
 from kvtier.codec.raw import copy_bytes
+from kvtier.codec.scratch import Scratch
 from kvtier.errors import FrameForeignError, FrameForgedError
 
 if TYPE_CHECKING:
@@ -136,21 +134,9 @@ def private_copy(payload: memoryview, slack_bytes: int) -> memoryview:
 
     A shard file is mapped: whoever may write it could change a byte between its check and its use.
     """
-    room = _thread.room(len(payload) + slack_bytes)
+    room = _scratch.room(len(payload) + slack_bytes).data
     copy_bytes(payload, room[: len(payload)])
     return room
 
 
-class _PerThread(threading.local):
-    """Grows, never shrinks: fresh memory costs a page fault for each 4 KiB, as much as the copy into it."""
-
-    def __init__(self) -> None:
-        self._bytes = np.empty(0, dtype=np.uint8).data
-
-    def room(self, n_bytes: int) -> memoryview:
-        if len(self._bytes) < n_bytes:
-            self._bytes = np.empty(n_bytes, dtype=np.uint8).data
-        return self._bytes[:n_bytes]
-
-
-_thread = _PerThread()
+_scratch = Scratch()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvtier.codec.base import Codec
+from kvtier.codec.scratch import Scratch
 
 Rows = npt.NDArray[np.uint8]
 
@@ -95,7 +95,7 @@ def decode_chunk(codec: Codec, payload: memoryview, out: Chunk) -> None:
 
 def gathered(pieces: Pieces) -> memoryview:
     """A copy of the chunk in one piece, good until this thread's next call here."""
-    whole = _thread.room(len(pieces))
+    whole = _scratch.room(len(pieces)).data
     pieces.gather(whole)
     return whole
 
@@ -103,7 +103,7 @@ def gathered(pieces: Pieces) -> memoryview:
 @contextmanager
 def scattered(pieces: Pieces) -> Iterator[memoryview]:
     """Memory in one piece, whose bytes are copied to where the chunk lies when the block has ended without an error."""
-    whole = _thread.room(len(pieces))
+    whole = _scratch.room(len(pieces)).data
     yield whole
     pieces.scatter(whole)
 
@@ -155,16 +155,4 @@ def _rows(address: int, n: int, distance: int, run: _Run) -> Rows:
     return np.ndarray((n, run.n, run.n_bytes), np.uint8, memory, 0, (distance, run.distance, 1))
 
 
-class _PerThread(threading.local):
-    """Grows, never shrinks: fresh memory costs a page fault for each 4 KiB, as much as the copy into it."""
-
-    def __init__(self) -> None:
-        self._bytes = np.empty(0, dtype=np.uint8).data
-
-    def room(self, n_bytes: int) -> memoryview:
-        if len(self._bytes) < n_bytes:
-            self._bytes = np.empty(n_bytes, dtype=np.uint8).data
-        return self._bytes[:n_bytes]
-
-
-_thread = _PerThread()
+_scratch = Scratch()
