@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import lmdb
 
-from integration.vllm.processes import cpu_s, go_first, kill_group
+from integration.vllm.processes import cpu_s, go_first, host_pools, kill_group
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,6 +47,7 @@ class Engine:
         **kwargs: Any,
     ) -> None:
         self.log_path = log_path
+        self._pid: int | None = None
         self._env = dict(env)
         self._kwargs: dict[str, Any] = {
             "model": str(model), "enforce_eager": True, "disable_log_stats": False, "max_model_len": 2048,
@@ -116,6 +117,10 @@ class Engine:
     def go_first(self) -> bool:
         """Before what else the machine does; False if that may not be."""
         return go_first(self._pid)
+
+    def host_pools(self) -> set[Path]:
+        """Files in /dev/shm that are, or were until they lost their names, this engine's host pool."""
+        return host_pools(self._pid) if self._pid is not None else set()
 
     def kill(self) -> None:
         """SIGKILL for every process of the engine."""

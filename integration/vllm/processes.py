@@ -4,10 +4,13 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 _WAIT_S = 20.0
 _SEGMENTS = ("psm_", "sem.mp-", "mp-", "vllm_dist_")
+_POOL = "/dev/shm/vllm_offload_"
+_NAMELESS = " (deleted)"
 
 
 def kill_group(group: int) -> None:
@@ -28,6 +31,15 @@ def kill_group(group: int) -> None:
         time.sleep(0.02)
     for path in segments:
         path.unlink(missing_ok=True)
+
+
+def host_pools(group: int) -> set[Path]:
+    """Names under which the live processes of a group mapped vLLM's host pools, whether these still have them or not.
+
+    Every engine's has another name, so that one which is there afterwards was left by this group.
+    """
+    mapped = (line.split(maxsplit=5)[5].removesuffix(_NAMELESS) for line in _shm_maps(group))
+    return {Path(name) for name in mapped if name.startswith(_POOL)}
 
 
 def cpu_s(group: int) -> float:
@@ -66,15 +78,18 @@ def _members(group: int) -> list[int]:
 
 def _python_segments(group: int) -> set[Path]:
     """Segments of Python's multiprocessing that the group has mapped; by inode, as a mapping may have no name."""
-    inodes = set()
-    for pid in _members(group):
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-                if "/dev/shm/" in line:
-                    inodes.add(int(line.split(maxsplit=5)[4]))
+    inodes = {int(line.split(maxsplit=5)[4]) for line in _shm_maps(group)}
     found = set()
     for path in Path("/dev/shm").glob("*"):
         with contextlib.suppress(OSError):
             if path.name.startswith(_SEGMENTS) and path.stat().st_ino in inodes:
                 found.add(path)
     return found
+
+
+def _shm_maps(group: int) -> Iterator[str]:
+    """Lines of /proc/PID/maps of all live processes of a group that tell of /dev/shm."""
+    for pid in _members(group):
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+            yield from (line for line in lines if "/dev/shm/" in line)

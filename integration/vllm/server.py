@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from integration.vllm.client import Client
-from integration.vllm.processes import kill_group
+from integration.vllm.processes import host_pools, kill_group
 
 SERVED_NAME = "demo"
 
@@ -130,6 +130,11 @@ class VllmServer:
         self._process.wait()
         self._process = None
         self.pid = None
+
+    def host_pools(self) -> set[Path]:
+        """Files in /dev/shm that are, or were until they lost their names, the running server's host pools."""
+        assert self._process is not None
+        return host_pools(self._process.pid)
 
     def log_tail(self, n_lines: int = 40) -> str:
         """The last lines of the log."""

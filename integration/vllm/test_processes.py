@@ -7,12 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from integration.vllm.processes import kill_group
+from integration.vllm.processes import host_pools, kill_group
 
 FAMILY = """
-import subprocess, sys, time
+import mmap, os, subprocess, sys, time
 from multiprocessing.shared_memory import SharedMemory
 segment = SharedMemory(create=True, size=4096)
+pools = [f"/dev/shm/vllm_offload_test-{os.getpid()}-{name}.mmap" for name in ("named", "nameless")]
+maps = []
+for pool in pools:
+    with open(pool, "w+b") as file:
+        file.truncate(4096)
+        maps.append(mmap.mmap(file.fileno(), 4096))
+os.unlink(pools[1])
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(segment.name, child.pid, flush=True)
 time.sleep(600)
@@ -27,6 +34,7 @@ def family():
         yield process, Path("/dev/shm", segment), int(child)
         kill_group(process.pid)
         process.wait()
+        Path(f"/dev/shm/vllm_offload_test-{process.pid}-named.mmap").unlink()
 
 
 def test_children_die_with_the_leader(family) -> None:
@@ -54,5 +62,20 @@ def test_shared_memory_of_others_stays(family, tmp_path) -> None:
         kill_group(process.pid)
         process.wait()
         assert other.exists()
+    finally:
+        other.unlink()
+
+
+def test_host_pools_are_those_that_the_group_mapped_with_and_without_a_name(family) -> None:
+    process, _, _ = family
+    named, nameless = (Path(f"/dev/shm/vllm_offload_test-{process.pid}-{name}.mmap") for name in ("named", "nameless"))
+    other = Path(f"/dev/shm/vllm_offload_test-{process.pid}-other.mmap")
+    other.write_bytes(bytes(4096))
+    try:
+        assert host_pools(process.pid) == {named, nameless}
+        assert not nameless.exists()
+        kill_group(process.pid)
+        process.wait()
+        assert named.exists(), "whoever looks for a leak must find it"
     finally:
         other.unlink()

@@ -36,12 +36,13 @@ def serve(model: Path, folder: Path) -> VllmServer:
 def test_a_killed_server_comes_back_warm_and_says_so(smollm: Path, plain_smollm: Plain, tmp_path: Path) -> None:
     questions, warm = plain_smollm.prompts, [output.tokens for output in plain_smollm.warm]
     n_full = plain_smollm.warm[0].cached
-    server, shm = serve(smollm, tmp_path), set(Path("/dev/shm").glob("vllm_offload_*"))
+    server = serve(smollm, tmp_path)
     with server:
         for question, output in zip(questions, plain_smollm.cold, strict=True):
             reply = server.client.complete(question, max_tokens=12, ignore_eos=True)
             assert (reply.token_ids, reply.cached_tokens) == (output.tokens, 0)
         wait_for_frames(tmp_path / DISK, len(questions) * n_full // 128)
+        pools = server.host_pools()
         server.kill()
         server.start()
         with concurrent.futures.ThreadPoolExecutor(2) as clients:
@@ -55,6 +56,8 @@ def test_a_killed_server_comes_back_warm_and_says_so(smollm: Path, plain_smollm:
         metrics = server.client.metrics()
         assert metrics.cached_by_source()["host"] == n_full
         assert metrics.total("vllm:kvtier_engine_errors_total") == 0
-    assert set(Path("/dev/shm").glob("vllm_offload_*")) == shm  # neither SIGKILL nor SIGTERM left anything
+        pools |= server.host_pools()
+    assert len(pools) == 2
+    assert not any(pool.exists() for pool in pools), "left by SIGKILL or by SIGTERM"
     log = (tmp_path / "log").read_text()
     assert re.search(r"kvtier \S+ \| req \d+ \| asked \S+ hit \S+% = device \S+ host \S+ disk \S+ \|", log)

@@ -27,18 +27,19 @@ def killed_vllm(setting: Setting) -> Iterator[Row]:
     setting.tell("what plain vLLM answers")
     plain = plain_answers(model, folder / "plain", questions, **TINY)
     answers = [output.tokens for output in plain.cold]
-    shm = set(Path("/dev/shm").glob("vllm_offload_*"))
     config = tree(folder / "disk", host=HOST, disk=DISK)
     with timed(row):
         for n in range(setting.n(setting.server_kills, 1)):
             setting.tell(f"kill {n}")
             before = set(frames_on_disk(folder / "disk")) if (folder / "disk").exists() else set()
-            _serve_and_kill(row, Engine(model, folder / f"log{n}", kvtier=config, **TINY), questions, answers, rng)
+            engine = Engine(model, folder / f"log{n}", kvtier=config, **TINY)
+            pools = _serve_and_kill(row, engine, questions, answers, rng)
             after = set(frames_on_disk(folder / "disk"))
             row.figures["frames_found_after_kills"] = row.figures.get("frames_found_after_kills", 0) + len(after)
             row.expect(before <= after, f"kill {n}: {len(before - after)} of {len(before)} frames are gone")
             row.expect("set aside" not in (folder / f"log{n}").read_text(), f"kill {n}: a shard was set aside")
-            row.expect(set(Path("/dev/shm").glob("vllm_offload_*")) == shm, f"kill {n}: a file is left in /dev/shm")
+            row.expect(pools, f"kill {n}: the engine had no host pool in /dev/shm")
+            row.expect(not any(pool.exists() for pool in pools), f"kill {n}: a file is left in /dev/shm")
             n_bytes = sum(path.lstat().st_size for path in (folder / "disk").glob("*") if path.is_file())
             row.expect(n_bytes <= 128 << 20, f"kill {n}: {n_bytes} bytes on disk")
         with Engine(model, folder / "log", kvtier=config, **TINY) as engine:
@@ -56,10 +57,11 @@ def killed_vllm(setting: Setting) -> Iterator[Row]:
 
 def _serve_and_kill(
     row: Row, engine: Engine, questions: list[list[int]], answers: list[tuple[int, ...]], rng: random.Random
-) -> None:
-    """Ask from one thread, kill from another."""
+) -> set[Path]:
+    """Ask from one thread, kill from another; what the engine had in /dev/shm."""
     delay_s = rng.uniform(0.0, 4.0)
     with engine, ThreadPoolExecutor(1) as killer:
+        pools = engine.host_pools()
         started_s = time.monotonic()
 
         def kill() -> None:
@@ -82,3 +84,4 @@ def _serve_and_kill(
                     break
     row.injected += 1
     row.harmless += 1
+    return pools
