@@ -253,9 +253,7 @@ def _with_disk(
     prior = Prior(depot.folder / NAMESPACES, namespace, "prefill", len(Cost._fields))
     known = prior.load()
     prefill_rate, copy_rate = PrefillRate(Cost(*known) if known is not None else None), CopyRate()
-    disk = DiskTier(
-        depot.n_shards, depot.shard_bytes, depot.frame_cost, LinkedSlru(1), first_shard=os.getpid() % depot.n_shards
-    )
+    disk = DiskTier(depot.n_shards, depot.shard_bytes, depot.frame_cost, LinkedSlru(1), first_shard=os.getpid())
     disk.set_family(namespace.family(epoch.name))
     for shard, key in disk.load(depot.scan(), alone=depot.opened_alone):
         depot.delete(shard, key)

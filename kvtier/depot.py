@@ -61,8 +61,10 @@ class Plan:
 class Depot(Protocol):
     """Opened by whoever makes it. `scan`, then `start`, each once; `stop` once, whatever was called before."""
 
-    folder: Path
-    """Where it is: as planned, or beside that, where a newer build's store is in the way."""
+    @property
+    def folder(self) -> Path:
+        """Where it is: as planned, or beside that, where a newer build's store is in the way."""
+        ...
 
     @property
     def n_shards(self) -> int:
@@ -84,7 +86,7 @@ class Depot(Protocol):
         ...
 
     def scan(self) -> Iterator[Listing]:
-        """As `Store`'s."""
+        """As `Store`'s; what it leaves out because nobody can look there yet, the index hears of after `start`."""
         ...
 
     def start(

@@ -2,7 +2,8 @@
 
 A slot counts as free or filled only when the helper has said so or is known to be dead. When it dies, everything that
 it had is ended as a miss or a failed spill, the tier is off for a while, another is started, and the index is made to
-agree with what the store then holds. Nothing of that reaches the engine.
+agree with what the store then holds. Nothing of that reaches the engine, and it makes no difference whether the store
+had been opened by then: what opens it first tells how it is laid out.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import threading
 import time
 from array import array
 from dataclasses import asdict, replace
+from mmap import PAGESIZE
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kvtier.errors import KvtierError, StoreError
-from kvtier.helper.life import Life
+from kvtier.helper.life import GoneError, Life
 from kvtier.residency import Placement, Promotion, Resident
 from kvtier.store.base import Change
-from kvtier.store.listing import Listing, records_of
+from kvtier.store.listing import Listing
 from kvtier.store.lmdb_index import frame_cost
+from kvtier.store.manifest import read_manifest
 from kvtier.transfer.breaker import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from kvtier.transfer.mover import IDLE_AFTER_S, READS_AHEAD, STOP_TIMEOUT_S
 from kvtier.types import ChunkKey, Miss
@@ -50,7 +53,15 @@ KILL_WAIT_S: Final = 1.0
 ASK_S: Final = 60.0
 """Longest that anybody waits for what the helper has to look up."""
 
-CHANGES_AT_ONCE: Final = 128
+
+class _Layout(NamedTuple):
+    """What the engine has to know of a store, from whoever opened it."""
+
+    folder: Path
+    n_shards: int
+    shard_bytes: int
+    opened_alone: bool
+    page_bytes: int
 
 
 class HelperDepot:
@@ -59,7 +70,8 @@ class HelperDepot:
     def __init__(self, plan: Plan, pool: SharedPool, *, report: Callable[[str], None]) -> None:
         """Start a helper, have it open the store of `plan`, and wait for that; raises what that raises.
 
-        `report` prints a line; any thread.
+        If the helper dies over it, or cannot be started, this is a tier that is off, of the size that was planned,
+        until another helper has opened the store. `report` prints a line; any thread.
         """
         self._plan = plan
         self._pool = pool
@@ -81,6 +93,8 @@ class HelperDepot:
         self._last_engine_call: Callable[[], float] = time.monotonic
         self._after_sync: Callable[[], None] = lambda: None
         self._tell_rate: Callable[[float], None] = lambda _: None
+        self._layout: _Layout | None = None  # as of when the store was first opened
+        self._trouble = ""  # why there was no helper when the engine was ready for one
         self._keeper: threading.Thread | None = None
         self._threads = [
             threading.Thread(target=self._post, name="kvtier-to-helper", daemon=True),
@@ -89,12 +103,16 @@ class HelperDepot:
         for thread in self._threads:
             thread.start()
         try:
-            self._begin_life()
-            self._open()
+            with self._outliving():
+                self._begin_life()
+                self._layout, capacity_bytes = self._open()
+                self._plan = replace(plan, folder=self._layout.folder, capacity_bytes=capacity_bytes)
+                self._post_to = self._life
+            if self._layout is None:
+                read_manifest(plan.folder)  # a newer build's directory is not for us: its StoreFormatError
         except BaseException:
             self.stop()
             raise
-        self._post_to = self._life
 
     # ---- Depot
 
@@ -103,15 +121,35 @@ class HelperDepot:
         """Of the helper process there is, or was last."""
         return self._the_life.pid
 
+    @property
+    def folder(self) -> Path:
+        """As `Depot` says."""
+        return self._known.folder
+
+    @property
+    def n_shards(self) -> int:
+        """As `Depot` says."""
+        return self._known.n_shards
+
+    @property
+    def shard_bytes(self) -> int:
+        """As `Depot` says."""
+        return self._known.shard_bytes
+
+    @property
+    def opened_alone(self) -> bool:
+        """As `Depot` says."""
+        return self._known.opened_alone
+
     def frame_cost(self, n_bytes: int) -> int:
         """As `Depot` says."""
-        return frame_cost(n_bytes, self._page_bytes)
+        return frame_cost(n_bytes, self._known.page_bytes)
 
     def scan(self) -> Iterator[Listing]:
-        """As `Depot` says."""
-        while columns := self._the_life.call("scan"):
-            shard, key_bytes, keys, n_bytes, written_ns = columns
-            yield Listing(shard, key_bytes, keys, array("Q", n_bytes), array("Q", written_ns))
+        """As `Depot` says; ends where the helper does, and what is missing comes with the next one."""
+        if self._post_to is not None:
+            with self._outliving():
+                yield from self._listings()
 
     def start(
         self, work: Work, index: SharedIndex, last_engine_call: Callable[[], float], after_sync: Callable[[], None]
@@ -119,7 +157,13 @@ class HelperDepot:
         """As `Depot` says."""
         self._work, self._index = work, index
         self._last_engine_call, self._after_sync = last_engine_call, after_sync
-        self._the_life.call("start", timeout_s=ASK_S)
+        if not self._trouble:
+            with self._outliving():
+                self._the_life.call("start", timeout_s=ASK_S)
+        if self._trouble:
+            self._post_to = None
+            work.disk_readable = work.disk_writable = False
+            work.stats.tier_off += 1
         self._keeper = threading.Thread(target=self._keep_alive, name="kvtier-helper-keeper", daemon=True)
         self._keeper.start()
 
@@ -127,7 +171,7 @@ class HelperDepot:
         """As `Depot` says."""
         self._tell_rate = tell
         with contextlib.suppress(KvtierError):  # whoever keeps it alive sees to the reason
-            self._the_life.call("probe", [(frame.shard, frame.key) for frame in frames], timeout_s=ASK_S)
+            self._serving.call("probe", [(frame.shard, frame.key) for frame in frames], timeout_s=ASK_S)
 
     def submit_promotion(self, job: Promotion) -> None:
         """As `Depot` says."""
@@ -147,11 +191,11 @@ class HelperDepot:
 
     def catch_up(self, *, wait_s: float = 0.0) -> None:
         """As `Depot` says."""
-        self._the_life.call("catch_up", wait_s, timeout_s=ASK_S)
+        self._serving.call("catch_up", wait_s, timeout_s=ASK_S)
 
     def written_before(self, shard: int, before_ns: int) -> list[ChunkKey]:
         """As `Depot` says."""
-        return [ChunkKey(key) for key in self._the_life.call("written_before", shard, before_ns, timeout_s=ASK_S)]
+        return [ChunkKey(key) for key in self._serving.call("written_before", shard, before_ns, timeout_s=ASK_S)]
 
     def stop(self) -> bool:
         """As `Depot` says."""
@@ -298,18 +342,30 @@ class HelperDepot:
 
     # ---- life and death
 
-    def _open(self) -> None:
+    @contextlib.contextmanager
+    def _outliving(self) -> Iterator[None]:
+        """A helper that dies before the engine has begun to use it is followed by another, like one that dies later."""
+        try:
+            yield
+        except GoneError as error:
+            self._trouble = str(error)
+
+    @property
+    def _known(self) -> _Layout:
+        plan = self._plan
+        return self._layout or _Layout(plan.folder, 1, plan.capacity_bytes, opened_alone=False, page_bytes=PAGESIZE)
+
+    def _open(self) -> tuple[_Layout, int]:
+        """What the helper has opened, and the capacity that it was given."""
         plan = asdict(self._plan) | {"folder": str(self._plan.folder), "secret": tuple(self._plan.secret)}
-        folder, capacity_bytes, self.n_shards, self.shard_bytes, self.opened_alone, self._page_bytes = (
-            self._the_life.call("open", plan)
-        )
-        self.folder = Path(folder)
-        self._plan = replace(self._plan, folder=self.folder, capacity_bytes=capacity_bytes)
+        folder, capacity_bytes, *layout = self._the_life.call("open", plan)
+        return _Layout(Path(folder), *layout), capacity_bytes
 
     def _keep_alive(self) -> None:
         pause_s, began_s = FIRST_PAUSE_S, time.monotonic()
         while True:
-            self._await_death()
+            if not self._trouble:
+                self._await_death()
             if self._stopping.is_set():
                 return
             if time.monotonic() - began_s > LIVED_S:
@@ -317,9 +373,10 @@ class HelperDepot:
             self._bury()
             if self._stopping.is_set():
                 return
+            trouble, self._trouble = self._trouble or f"its helper process {self._the_life.epitaph()}", ""
             self._tell(
-                f"disk tier: its helper process {self._the_life.epitaph()}; the tier is off, requests do without it, "
-                f"and in {pause_s:.0f} s another is started"
+                f"disk tier: {trouble}; the tier is off, requests do without it, and in {pause_s:.0f} s another is "
+                "started"
             )
             while True:
                 if self._stopping.wait(pause_s):
@@ -355,7 +412,9 @@ class HelperDepot:
         work.disk_readable = work.disk_writable = False
         work.stats.tier_off += self._post_to is not None
         self._post_to = None
-        life = self._the_life
+        life = self._life
+        if life is None:
+            return
         life.kill()
         life.wait()
         at_work = set(itertools.islice(list(self._sent), self._plan.n_promote_threads + READS_AHEAD))
@@ -375,32 +434,33 @@ class HelperDepot:
     def _revive(self) -> None:
         """Start another helper and have the index agree with what its store holds."""
         assert self._work is not None
-        before = self.folder, self.n_shards, self.shard_bytes
+        assert self._index is not None
         self._begin_life()
-        self._open()
-        if (self.folder, self.n_shards, self.shard_bytes) != before:
+        layout, _ = self._open()
+        if self._layout is None and layout.folder == self.folder:
+            self._layout = layout
+            self._index.lay_out(layout.n_shards, layout.shard_bytes)
+        if layout[:3] != self._known[:3]:
             raise StoreError(f"{self.folder} was laid out anew meanwhile; restart the engine to use it again")
-        self._reconcile()
+        self._index.agree_with(self._listings())
         self._the_life.call("start", timeout_s=ASK_S)
         self._post_to = self._life
         self._work.disk_readable = self._work.disk_writable = True
         self._work.stats.helper_restarts += 1
         self.wake_spiller()
 
-    def _reconcile(self) -> None:
-        index = self._index
-        assert index is not None
-        gone: list[set[ChunkKey]] = [set() for _ in range(self.n_shards)]
-        for shard, key in index.all_keys():
-            gone[shard].add(key)
-        changes: dict[int, list[Change]] = {}
-        for record in records_of(self.scan()):
-            gone[record.shard].discard(record.key)
-            changes.setdefault(record.shard, []).append(Change(record.key, record.n_bytes))
-        for shard, keys in enumerate(gone):
-            news = [*changes.get(shard, ()), *(Change(key, None) for key in keys)]
-            for first in range(0, len(news), CHANGES_AT_ONCE):
-                index.follow_disk(shard, news[first : first + CHANGES_AT_ONCE])
+    def _listings(self) -> Iterator[Listing]:
+        while columns := self._the_life.call("scan"):
+            shard, key_bytes, keys, n_bytes, written_ns = columns
+            yield Listing(shard, key_bytes, keys, array("Q", n_bytes), array("Q", written_ns))
+
+    @property
+    def _serving(self) -> Life:
+        """Whose store is open and agrees with the index. StoreError when there is none."""
+        life = self._post_to
+        if life is None:
+            raise StoreError("the disk tier is off")
+        return life
 
     @property
     def _the_life(self) -> Life:

@@ -29,6 +29,10 @@ LOOK_S: Final = 0.5
 """How often a call looks whether it is still to be waited for."""
 
 
+class GoneError(StoreError):
+    """There is no helper process to talk to: it could not be started, is dead, or does not take a message."""
+
+
 class Life:
     """A helper process. Any thread."""
 
@@ -40,7 +44,7 @@ class Life:
         handle: Callable[[Life, list[Any]], None],
         report: Callable[[str], None],
     ) -> None:
-        """Start one over `pool`. StoreError when that cannot be done.
+        """Start one over `pool`. GoneError when that cannot be done.
 
         `handle` gets each message from it, in order, on one thread; `report` what it prints, line by line, on another.
         """
@@ -68,7 +72,7 @@ class Life:
             )
         except OSError as error:
             self._wire.close()
-            raise StoreError(f"the helper process of the disk tier cannot be started: {error}") from error
+            raise GoneError(f"its helper process cannot be started: {error}") from error
         finally:
             theirs.close()
         self._log = threading.Thread(target=self._read_log, name="kvtier-helper-log", daemon=True)
@@ -96,7 +100,9 @@ class Life:
         return True
 
     def call(self, name: str, *arguments: Any, timeout_s: float = float("inf")) -> Any:
-        """Have it do something and wait for the answer. Raises what it raised; StoreError when it dies or takes long.
+        """Have it do something and wait for the answer. Raises what it raised.
+
+        GoneError when it dies meanwhile, StoreError when it takes long.
 
         Not on the thread on which `handle` is called, nor on one that brings answers.
         """
@@ -155,11 +161,11 @@ class Life:
         code = self._process.returncode
         return f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
 
-    def _gone(self) -> StoreError:
+    def _gone(self) -> GoneError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(LOOK_S)
-            return StoreError(f"the helper process of the disk tier {self.epitaph()}")
-        return StoreError("the helper process of the disk tier does not answer")
+            return GoneError(f"its helper process {self.epitaph()}")
+        return GoneError("its helper process does not answer")
 
     def _receive(self) -> None:
         try:

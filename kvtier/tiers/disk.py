@@ -51,8 +51,8 @@ class DiskTier:
     ) -> None:
         """Account for `n_shards` of `shard_bytes`; `cost_of` turns a frame's length into bytes taken.
 
-        Of shards with equal room `first_shard` is filled first, then the next ones: processes that share a store and
-        begin at different shards seldom wait for each other.
+        Of shards with equal room `first_shard`, counted around, is filled first, then the next ones: processes that
+        share a store and begin at different shards seldom wait for each other.
         """
         self.policy = policy
         self.frame_bytes = 0  # stored length of all ready frames
@@ -61,10 +61,7 @@ class DiskTier:
         self._shards, self._sizes = array("H", bytes(2 * FIRST_ROW)), array("Q", bytes(8 * FIRST_ROW))
         self._held: dict[int, Frame] = {}  # by row: those not ready, and those being read
         self._writing: set[ChunkKey] = set()  # those not ready
-        self._shard_bytes = shard_bytes
-        self._budget = [shard_bytes] * n_shards
-        self._used = [0] * n_shards
-        self._rests_until = [0] * n_shards
+        self.lay_out(n_shards, shard_bytes)
         self._n_placed = 0
         self._total_used = 0
         self._first_shard = first_shard
@@ -72,7 +69,15 @@ class DiskTier:
         self._own: OrderedDict[ChunkKey, None] = OrderedDict()  # what this process wrote last
         self._surprised: set[int] = set()  # shards where others put frames since they were last found full
         self._foreign: set[bytes] = set()  # chunk hashes that are here under another family
-        self._family = b""
+        self.family = b""  # see `set_family`
+
+    def lay_out(self, n_shards: int, shard_bytes: int) -> None:
+        """Account for `n_shards` of `shard_bytes` from now on. There are no frames yet."""
+        assert not self._rows
+        self._shard_bytes = shard_bytes
+        self._budget = [shard_bytes] * n_shards
+        self._used = [0] * n_shards
+        self._rests_until = [0] * n_shards
 
     @property
     def used_bytes(self) -> int:
@@ -150,7 +155,7 @@ class DiskTier:
 
     def set_family(self, family: bytes) -> None:
         """Reuse only keys that begin with `family` from now on; the others stay until room is needed."""
-        self._family = family
+        self.family = family
         self._foreign = {chunk_hash_of(key) for key in self._rows if key[:FAMILY_BYTES] != family}
 
     def load(self, listings: Iterable[Listing], *, alone: bool = True) -> list[tuple[int, ChunkKey]]:
@@ -160,7 +165,7 @@ class DiskTier:
         others have the store open and see to it, of two frames of a key the one in the higher shard.
         """
         stale: list[tuple[int, ChunkKey]] = []
-        columns = coldest_first(listings, self._family)
+        columns = coldest_first(listings, self.family)
         if not self._take_over(columns):
             for key, shard, n_bytes in zip(*columns, strict=True):
                 if key in self._rows:
@@ -192,7 +197,7 @@ class DiskTier:
         self._total_used = sum(self._used)
         self.frame_bytes = sum(columns.n_bytes)
         for key in columns.keys:
-            if key[:FAMILY_BYTES] == self._family:
+            if key[:FAMILY_BYTES] == self.family:
                 break  # from here on all are own ones
             self._foreign.add(chunk_hash_of(key))
         return True
@@ -350,7 +355,7 @@ class DiskTier:
             self._sizes.append(n_bytes)
         else:
             self._shards[row], self._sizes[row] = shard, n_bytes
-        if key[:FAMILY_BYTES] != self._family:
+        if key[:FAMILY_BYTES] != self.family:
             self._foreign.add(chunk_hash_of(key))
         return row
 
@@ -365,7 +370,7 @@ class DiskTier:
         if frame is None or frame.ready:
             self.frame_bytes -= n_bytes
         self.policy.remove(key, evicted=evicted)
-        if key[:FAMILY_BYTES] != self._family:
+        if key[:FAMILY_BYTES] != self.family:
             self._foreign.discard(chunk_hash_of(key))
         self._own.pop(key, None)
         twins = self._twins.pop(key, None)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from kvtier.errors import StoreError, StoreFullError
 from kvtier.store.base import Change
+from kvtier.store.listing import coldest_first
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from kvtier.store.base import SharedStore
@@ -78,6 +79,25 @@ class SharedIndex:
             for key, n_bytes in changes:
                 if n_bytes is not None:
                     self._arrived(key)
+
+    def lay_out(self, n_shards: int, shard_bytes: int) -> None:
+        """See `DiskTier.lay_out`."""
+        with self._lock:
+            self._disk.lay_out(n_shards, shard_bytes)
+
+    def agree_with(self, listings: Iterable[Listing]) -> None:
+        """Have the tier list what the whole store holds, and that alone, while nobody writes to the store for us."""
+        columns = coldest_first(listings, self._disk.family)
+        gone = set(self.all_keys())
+        changes: dict[int, list[Change]] = {}
+        for key, shard, n_bytes in zip(*columns, strict=True):
+            gone.discard((shard, key))
+            changes.setdefault(shard, []).append(Change(key, n_bytes))
+        for shard, key in gone:
+            changes.setdefault(shard, []).append(Change(key, None))
+        for shard, news in changes.items():
+            for first in range(0, len(news), CHANGES_AT_ONCE):
+                self.follow_disk(shard, news[first : first + CHANGES_AT_ONCE])
 
     def disk_keys(self, shard: int) -> list[ChunkKey]:
         """As `Index` says."""

@@ -1,8 +1,10 @@
 """The helper process dies, hangs or cannot start: requests go on without it, the tier comes back. Real processes."""
 
+import contextlib
 import mmap
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +20,11 @@ from kvtier.helper.depot import HelperDepot
 from kvtier.helper.life import Life
 from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace
 from kvtier.residency import Promotion
+from kvtier.store.directory import LOCK
 from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
+from kvtier.store.manifest import MANIFEST
+from kvtier.store.private import DirectoryLock
 from kvtier.types import ChunkKey, Geometry, Lookup, Source
 
 CHUNK_BYTES = 16 << 10
@@ -271,14 +276,128 @@ def test_stopping_beside_a_helper_that_does_not_answer_is_over_in_seconds(
     assert not alive(pid)
 
 
-def test_a_helper_that_cannot_be_started_leaves_the_engine_without_a_disk_tier(
+def test_an_engine_for_which_no_helper_can_be_started_serves_and_later_the_tier_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.executable", "/nonexistent/python")
+    filled(tmp_path / "kv")
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.executable", "/nonexistent/python")
+        engine = Engine(tmp_path / "kv")
+        until(lambda: sum("stays off" in line for line in engine.reports) >= 2)
+        assert engine.request(range(100, 112)) == []
+    assert engine.cache.stats.tier_off == 1
+    assert any("its helper process cannot be started" in line for line in engine.reports)
+    engine.settled()
+    assert engine.request(range(12)) == [Source.DISK] * 12
+
+
+@pytest.fixture
+def killed_at_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None]], None]:
+    """Have the next helper killed, from another thread, when what is given has returned for its pid."""
+
+    def arm(wait: Callable[[int], None]) -> None:
+        begin = Life.__init__
+
+        def watched(life: Life, *arguments: Any, **named: Any) -> None:
+            monkeypatch.setattr(Life, "__init__", begin)
+            begin(life, *arguments, **named)
+
+            def kill() -> None:
+                wait(life.pid)
+                os.kill(life.pid, signal.SIGKILL)
+
+            threading.Thread(target=kill).start()
+
+        monkeypatch.setattr(Life, "__init__", watched)
+
+    return arm
+
+
+def test_a_helper_killed_before_it_does_anything_is_followed_by_another(
+    tmp_path: Path, killed_at_once: Callable[[Callable[[int], None]], None]
+) -> None:
+    filled(tmp_path / "kv")
+    killed_at_once(lambda _: None)
+    has_its_tier_in_the_end(Engine(tmp_path / "kv"))
+
+
+def test_a_helper_killed_while_it_opens_the_store_is_followed_by_another(
+    tmp_path: Path, killed_at_once: Callable[[Callable[[int], None]], None]
+) -> None:
+    """Scenario: it waits for the directory, which another process is laying out, and gets no further."""
+    filled(tmp_path / "kv")
+    other = DirectoryLock(tmp_path / "kv" / LOCK)
+    assert other.acquire()
+
+    killed_at_once(lambda pid: until(lambda: has_open(pid, LOCK)))
+    try:
+        engine = Engine(tmp_path / "kv")
+        assert engine.request(range(200, 212)) == []
+    finally:
+        other.release()
+    has_its_tier_in_the_end(engine)
+
+
+@pytest.mark.parametrize(("name", "nth"), [("open", 1), ("scan", 1), ("scan", 2), ("start", 1)])
+def test_a_helper_killed_at_any_call_of_the_start_is_followed_by_another(
+    tmp_path: Path, name: str, nth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scenario: the store is to be opened, its index was read in no part or in one, the threads are to start."""
+    filled(tmp_path / "kv")
+    call = Life.call
+    seen: list[str] = []
+
+    def counted(life: Life, called: str, *arguments: Any, **named: Any) -> Any:
+        seen.append(called)
+        if called == name and seen.count(name) == nth:
+            os.kill(life.pid, signal.SIGKILL)
+            life.wait()
+        return call(life, called, *arguments, **named)
+
+    monkeypatch.setattr(Life, "call", counted)
+    has_its_tier_in_the_end(Engine(tmp_path / "kv"))
+    assert seen.count(name) > nth
+
+
+def test_what_a_newer_build_laid_out_is_left_alone_when_the_helper_dies_over_it(
+    tmp_path: Path, killed_at_once: Callable[[Callable[[int], None]], None]
+) -> None:
+    (tmp_path / "kv").mkdir(mode=0o700)
+    (tmp_path / "kv" / MANIFEST).write_text('{"format": 99}')
+    killed_at_once(lambda _: None)
     engine = Engine(tmp_path / "kv")
     assert engine.cache.disk is None
-    assert "cannot be started" in engine.reports[-1]
-    engine.request(range(4))
+    assert "directory format 99" in engine.reports[-1]
+    assert [file.name for file in (tmp_path / "kv").iterdir()] == [MANIFEST]
+
+
+def has_open(pid: int, name: str) -> bool:
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed by now
+            if descriptor.readlink().name == name:
+                return True
+    return False
+
+
+def filled(folder: Path) -> None:
+    """An engine was here and left chunks 0 to 39."""
+    engine = Engine(folder)
+    engine.spilled(range(40))
+    engine.stop()
+    running.remove(engine)
+    depots.clear()
+
+
+def has_its_tier_in_the_end(engine: Engine) -> None:
+    assert engine.cache.disk is not None
+    until(lambda: engine.cache.stats.helper_restarts)
+    engine.settled()
+    assert (engine.cache.stats.helper_restarts, engine.cache.stats.tier_off) == (1, 1)
+    assert [f"killed by signal {signal.SIGKILL.value}" in line for line in engine.reports].count(True) == 1
+    assert engine.request(range(12)) == [Source.DISK] * 12
+    engine.spilled(range(100, 140))
+    assert engine.request(range(100, 112)) == [Source.DISK] * 12
+    engine.settled()
 
 
 def test_a_store_that_cannot_be_opened_is_said_as_plainly_as_without_a_helper(tmp_path: Path) -> None:

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 import pytest
 
 from kvtier.errors import StoreError
+from kvtier.policy.linked import LinkedSlru
 from kvtier.store.base import Change
+from kvtier.store.listing import listings_of
 from kvtier.store.memory import MemoryStore
 from kvtier.testing.contracts import frame_of, key_of, put
-from kvtier.tiers.follow import Follower
-from kvtier.types import ChunkKey
+from kvtier.tiers.disk import DiskTier
+from kvtier.tiers.follow import Follower, SharedIndex
+from kvtier.types import ChunkKey, Record
 
 
 class SlowIndex:
@@ -69,3 +72,18 @@ def test_a_shard_that_is_held_for_too_long_is_an_error(follower: Follower, index
         follower.catch_up(wait_s=0.05)
     index.may_take.set()
     assert follower.stop()
+
+
+def test_an_index_that_is_to_agree_with_a_store_lists_what_it_holds_and_no_more_oldest_coldest() -> None:
+    disk = DiskTier(1, 1, lambda n_bytes: n_bytes, LinkedSlru(1))
+    disk.lay_out(2, 1000)
+    index = SharedIndex(disk, threading.Lock(), lambda shard, key: pytest.fail(f"{key!r} in {shard} is to be deleted"))
+    index.follow_disk(1, [Change(key_of(n), 10) for n in range(4)])
+    written = [(5, 0, 300), (1, 1, 400), (6, 0, 100), (3, 1, 200)]
+    listings = listings_of(Record(key_of(n), shard, 10 + n, written_ns) for n, shard, written_ns in written)
+    index.agree_with(listings)
+    disk.check()
+    assert {(frame.key, frame.shard, frame.n_bytes) for frame in disk.frames()} == {
+        (key_of(n), shard, 10 + n) for n, shard, _ in written
+    }
+    assert [key for key in disk.policy.victims() if disk.pin(key).shard == 0] == [key_of(6), key_of(5)]
