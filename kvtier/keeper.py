@@ -33,8 +33,8 @@ AT_ONCE = 32
 """Chunks forgotten under one hold of the cache's lock; about 0.1 ms."""
 
 
-class Listing(Protocol):
-    """What the keeper asks of the disk tier's store. StoreError when it cannot be had."""
+class DatedStore(Protocol):
+    """What the keeper asks of the disk tier's store: how old frames are. StoreError when that cannot be had."""
 
     @property
     def n_shards(self) -> int:
@@ -58,7 +58,7 @@ class Keeper:
         cache: TieredCache,
         listener: Listener | None,
         *,
-        store: Listing | None,
+        store: DatedStore | None,
         host_ttl_s: float,
         disk_ttl_s: float,
         report: Callable[[str], None],

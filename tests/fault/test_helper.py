@@ -12,27 +12,25 @@ from typing import Any
 
 import pytest
 
-from kvtier import config as config_module
-from kvtier.build import Kvtier, build
 from kvtier.depot import SharedPool
 from kvtier.helper import depot as depot_module
 from kvtier.helper.depot import HelperDepot
 from kvtier.helper.life import Life
-from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace
+from kvtier.keys import Namespace
 from kvtier.residency import Promotion
 from kvtier.store.directory import LOCK
 from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.store.manifest import MANIFEST
 from kvtier.store.private import DirectoryLock
-from kvtier.types import ChunkKey, Geometry, Lookup, Source
+from kvtier.types import Lookup, Source
+from tests.rigs.built import BuiltEngine, until
 
 CHUNK_BYTES = 16 << 10
 N_SLOTS = 16
-PATIENCE_S = 20.0
 
 
-class Engine:
+class Engine(BuiltEngine):
     """One start of an engine whose pool can be shared."""
 
     def __init__(
@@ -46,51 +44,14 @@ class Engine:
         settings = {"path": str(folder), "capacity": "32MiB", "write_behind_after": "0s", "load": "always"}
         self.fd = os.memfd_create("pool")
         os.ftruncate(self.fd, N_SLOTS * CHUNK_BYTES)
-        self.pool = memoryview(mmap.mmap(self.fd, 0))
-        self.reports: list[str] = []
-        self.kvtier: Kvtier = build(
-            config_module.parse({"version": 1, "disk": {**settings, **(disk or {})}, **(keys or {})}),
-            Geometry(CHUNK_BYTES, 16, "bfloat16"),
-            SharedPool(self.pool, self.fd),
+        super().__init__(
+            {"disk": {**settings, **(disk or {})}, **(keys or {})},
+            SharedPool(memoryview(mmap.mmap(self.fd, 0)), self.fd),
+            CHUNK_BYTES,
             Namespace({"model": "m"}),
-            report=self.reports.append,
-            emit=lambda _: None,
             model_on_processors=model_on_processors,
         )
-        self.cache = self.kvtier.cache
         running.append(self)
-
-    def keys(self, chunks: range) -> list[ChunkKey]:
-        return [ChunkKey(self.kvtier.family + NO_ADAPTER + NO_TENANT + b"chunk %d" % n) for n in chunks]
-
-    def request(self, chunks: range) -> list[Source]:
-        """Where the head that hit came from; every byte of it is compared, the rest is stored."""
-        keys = self.keys(chunks)
-        chain = self.cache.open_chain()
-        answers = [Lookup.PENDING]
-        while Lookup.PENDING in answers:
-            until(lambda: self.cache.begin_walk(chain))
-            answers = [self.cache.lookup(chain, key) for key in keys]
-        n_hits = (*answers, Lookup.MISS).index(Lookup.MISS)
-        slots = self.cache.begin_onload(chain, keys[:n_hits])
-        assert slots is not None
-        assert [bytes(self.slot(slot)) for slot in slots] == [content(key) for key in keys[:n_hits]]
-        self.cache.end_onload(keys[:n_hits])
-        offload = self.cache.begin_offload(chain, keys[n_hits:])
-        for key, slot in zip(offload.keys, offload.slots, strict=True):
-            self.slot(slot)[:] = content(key)
-        self.cache.end_offload(offload.keys)
-        self.cache.close_chain(chain)
-        return [chain.sources[key] for key in keys[:n_hits]]
-
-    def spilled(self, chunks: range) -> None:
-        """Have `chunks` on disk, and the last of them in host."""
-        for first in range(chunks.start, chunks.stop, N_SLOTS):
-            self.request(range(first, min(first + N_SLOTS, chunks.stop)))
-            until(lambda: not self.cache.n_dirty())
-
-    def slot(self, number: int) -> memoryview:
-        return self.pool[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
 
     @property
     def depot(self) -> HelperDepot:
@@ -113,7 +74,7 @@ class Engine:
         assert not self.depot._spills
 
     def stop(self) -> None:
-        self.kvtier.stop()
+        super().stop()
         os.close(self.fd)
 
 
@@ -136,17 +97,6 @@ def stop_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         running.pop().stop()
     while depots:
         assert not alive(depots.pop()._the_life.pid)
-
-
-def content(key: ChunkKey) -> bytes:
-    return (key[24:] + b"\x3f" * 16)[:16] * (CHUNK_BYTES // 16)
-
-
-def until(condition: Callable[[], object], what: str = "it did not come to that") -> None:
-    give_up_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < give_up_s, what
-        time.sleep(0.002)
 
 
 def alive(pid: int) -> bool:
@@ -407,29 +357,38 @@ def test_a_store_that_cannot_be_opened_is_said_as_plainly_as_without_a_helper(tm
     assert "disk tier is off" in engine.reports[-1]
 
 
+@pytest.fixture
+def without_helper(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], contextlib.AbstractContextManager[None]]:
+    """An engine loses its helper, and no other can be started while the context lasts."""
+
+    @contextlib.contextmanager
+    def deprived(engine: Engine) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.executable", "/nonexistent/python")
+            os.kill(engine.life.pid, signal.SIGKILL)
+            until(lambda: sum("stays off" in line for line in engine.reports) >= 2)
+            yield
+
+    return deprived
+
+
 def test_while_no_helper_can_be_had_requests_go_on_and_later_the_tier_comes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, without_helper: Callable[[Engine], contextlib.AbstractContextManager[None]]
 ) -> None:
     engine = Engine(tmp_path / "kv")
     engine.spilled(range(40))
-    with monkeypatch.context() as patch:
-        patch.setattr("sys.executable", "/nonexistent/python")
-        os.kill(engine.life.pid, signal.SIGKILL)
-        until(lambda: sum("stays off" in line for line in engine.reports) >= 2)
+    with without_helper(engine):
         assert engine.request(range(12)) == []
     engine.settled()
     assert engine.request(range(16, 28)) == [Source.DISK] * 12
 
 
 def test_frames_that_left_the_store_while_no_helper_ran_leave_the_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, without_helper: Callable[[Engine], contextlib.AbstractContextManager[None]]
 ) -> None:
     engine = Engine(tmp_path / "kv")
     engine.spilled(range(40))
-    with monkeypatch.context() as patch:
-        patch.setattr("sys.executable", "/nonexistent/python")
-        os.kill(engine.life.pid, signal.SIGKILL)
-        until(lambda: not engine.cache.disk_readable)
+    with without_helper(engine):
         _purge(tmp_path / "kv")
     engine.settled()
     until(lambda: not len(engine.cache.disk or ()))

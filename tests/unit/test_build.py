@@ -10,29 +10,26 @@ from pathlib import Path
 import pytest
 
 from kvtier import build as build_module
-from kvtier import config as config_module
-from kvtier.build import Kvtier, build
 from kvtier.codec.frame import seal_into
 from kvtier.codec.raw import Raw
 from kvtier.epoch import NAMESPACES, Epoch
 from kvtier.errors import StoreError
-from kvtier.keys import NO_ADAPTER, NO_TENANT, Namespace
+from kvtier.keys import Namespace
 from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.store.private import DirectoryLock
 from kvtier.transfer.mover import Mover
-from kvtier.types import ChunkKey, Geometry, Lookup, Miss, Source
+from kvtier.types import Miss, Source
 from kvtier.usage import read_usage
+from tests.rigs.built import PATIENCE_S, BuiltEngine, until
 
 MIB = 1 << 20
 CHUNK_BYTES = 64 << 10
-GEOMETRY = Geometry(CHUNK_BYTES, 16, "bfloat16")
 NAMESPACE = Namespace({"model": "m", "dtype": "bfloat16"})
-PATIENCE_S = 20.0
 
 
-class Engine:
-    """One start of an engine, from build to stop."""
+class Engine(BuiltEngine):
+    """One start of an engine, with a pool of its own."""
 
     def __init__(
         self,
@@ -43,60 +40,12 @@ class Engine:
         disk: Mapping[str, object] | None = None,
         keys: Mapping[str, object] | None = None,
     ) -> None:
-        settings: dict[str, object] = {"version": 1, "disk": "off"}
+        settings: dict[str, object] = {"disk": "off"}
         if folder is not None:
             settings["disk"] = {"path": str(folder), "capacity": "64MiB", "write_behind_after": "0s", **(disk or {})}
-        settings |= keys or {}
-        self.reports: list[str] = []
-        self.lines: list[str] = []
-        self.pool = bytearray(n_slots * CHUNK_BYTES + 100)
-        self.kvtier: Kvtier = build(
-            config_module.parse(settings),
-            GEOMETRY,
-            memoryview(self.pool),
-            namespace,
-            report=self.reports.append,
-            emit=self.lines.append,
-        )
-        self.cache = self.kvtier.cache
-        self.n_slots = n_slots
+        pool = memoryview(bytearray(n_slots * CHUNK_BYTES + 100))
+        super().__init__(settings | dict(keys or {}), pool, CHUNK_BYTES, namespace)
         started.append(self)
-
-    def keys(self, chunks: range) -> list[ChunkKey]:
-        return [ChunkKey(self.kvtier.family + NO_ADAPTER + NO_TENANT + b"chunk %d" % n) for n in chunks]
-
-    def slot(self, number: int) -> memoryview:
-        return memoryview(self.pool)[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
-
-    def request(self, chunks: range) -> list[Source]:
-        """Look `chunks` up, load what hits and compare it, store the rest. Returns where the hits came from."""
-        keys = self.keys(chunks)
-        chain = self.cache.open_chain()
-        answers = [Lookup.PENDING]
-        while Lookup.PENDING in answers:
-            until(lambda: self.cache.begin_walk(chain))
-            answers = [self.cache.lookup(chain, key) for key in keys]
-        n_hits = (*answers, Lookup.MISS).index(Lookup.MISS)
-        slots = self.cache.begin_onload(chain, keys[:n_hits])
-        assert slots is not None
-        assert [bytes(self.slot(slot)) for slot in slots] == [content(key) for key in keys[:n_hits]]
-        self.cache.end_onload(keys[:n_hits])
-        offload = self.cache.begin_offload(chain, keys[n_hits:])
-        for key, slot in zip(offload.keys, offload.slots, strict=True):
-            self.slot(slot)[:] = content(key)
-        self.cache.end_offload(offload.keys)
-        self.miss = chain.miss
-        self.cache.close_chain(chain)
-        return [chain.sources[key] for key in keys[:n_hits]]
-
-    def spilled(self, chunks: range) -> None:
-        """Have `chunks` on disk."""
-        for first in range(chunks.start, chunks.stop, self.n_slots):
-            self.request(range(first, min(first + self.n_slots, chunks.stop)))
-            until(lambda: not self.cache.n_dirty())
-
-    def stop(self) -> None:
-        self.kvtier.stop()
 
 
 started: list[Engine] = []
@@ -108,19 +57,6 @@ def stop_all() -> Iterator[None]:
     while started:
         started.pop().stop()
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("kvtier")]
-
-
-def content(key: ChunkKey) -> bytes:
-    """Compressible, and another for every chunk hash."""
-    rng = random.Random(key[24:])
-    return b"".join(bytes([rng.randrange(256), 0x3F]) for _ in range(64)) * (CHUNK_BYTES // 128)
-
-
-def until(condition: Callable[[], object]) -> None:
-    give_up_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < give_up_s
-        time.sleep(0.002)
 
 
 def bytes_on_disk(folder: Path) -> int:
