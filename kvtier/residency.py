@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -76,7 +75,6 @@ class Chain:
     n_awaited: int = 0  # how many of its own they were then,
     n_queued: int = 0  # of anybody, and how many had ever landed
     n_landed_before: int = 0
-    patience_s: float = math.inf  # how long it waits while none of them lands
     recompute_s: float = 0.0  # how long computing them instead would take; 0 until known
     may_promote: int | None = None  # chunks it may still bring up from disk, once that has been decided
     joins: bool | None = None  # whether it waits for what others bring up, once that has been decided

@@ -35,7 +35,7 @@ N_FLUSH = 2
 """Prompts after the fill that nobody asks for again: what was filled last is in host RAM no longer."""
 
 SLOW_S = 2.0
-"""Before every read from disk. Six threads read, so a prompt takes this long; to compute it takes half a second."""
+"""Before every read from disk. Four threads read here, so five chunks take twice that; to compute them takes 0.4 s."""
 
 BOUND = {"VLLM_CPU_OMP_THREADS_BIND": "1", "KVTIER_TEST_SPIN_S": "0.02"}
 """All engines compute on the same core, one after the other; the benchmark and transfer threads have the other. None

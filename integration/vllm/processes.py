@@ -42,36 +42,39 @@ def host_pools(group: int) -> set[Path]:
     return {Path(name) for name in mapped if name.startswith(_POOL)}
 
 
-def cpu_s(group: int) -> float:
-    """Processor seconds that the live processes of a group have used so far, in steps of 10 ms."""
+def cpu_s(session: int) -> float:
+    """Processor seconds that the live processes of a session have used so far, in steps of 10 ms.
+
+    Not of a group: kvtier's helper process is in one of its own.
+    """
     ticks = 0
-    for pid in _members(group):
+    for pid in _members(session, by="session"):
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def go_first(group: int) -> bool:
+def go_first(session: int) -> bool:
     """Put a session before what else the machine does, where the kernel groups by session; False if it may not be."""
     try:
-        for pid in _members(group):
+        for pid in _members(session, by="session"):
             Path(f"/proc/{pid}/autogroup").write_text("-15")
     except OSError:
         return False
     return True
 
 
-def _members(group: int) -> list[int]:
-    """Live processes of a process group; zombies are not live."""
+def _members(leader: int, *, by: str = "group") -> list[int]:
+    """Live processes of a process group, or of a session; zombies are not live."""
     members = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         with contextlib.suppress(OSError):
             # The command name in parentheses may hold spaces: count fields from the last parenthesis.
-            state, _, pgrp = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
-            if int(pgrp) == group and state != "Z":
+            state, _, group, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(group if by == "group" else session) == leader and state != "Z":
                 members.append(int(folder.name))
     return members
 

@@ -58,8 +58,10 @@ class LoadRate:
             self._samples.clear()
             self._add(byte_s)
 
-    def started(self, now_s: float) -> None:
-        """A load was queued."""
+    def started(self, now_s: float, *, alone: bool = False) -> None:
+        """A load was queued. `alone`: it is a sample by itself; bytes that landed just before are not part of it."""
+        if alone:
+            self._landed_bytes, self._busy_s = 0, 0.0
         if self.n_under_way == 0:
             self._busy_since_s = now_s
         self.n_under_way += 1

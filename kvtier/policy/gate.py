@@ -31,7 +31,8 @@ PROBE_EVERY_S = 20.0
 """A shut gate learns nothing, so it lets one chunk through this often, without a request waiting for it."""
 
 PROBE_SOON_S = 1.0
-"""The next one after a probe that was faster than the estimate; from then on the pause doubles."""
+"""The next one after a probe that was faster than the estimate, or after somebody gave up: most stalls are short. From
+then on the pause doubles."""
 
 TRIAL_SHARE = 20
 """At most one in so many refused requests is loaded nevertheless, and only where the probes leave it open."""
@@ -40,15 +41,12 @@ LONGEST_TRIAL_SHARE = 64 * TRIAL_SHARE
 """One in twice as many after each request that waited in vain, up to so many."""
 
 MAX_WAIT_S = 10.0
-"""A request that has waited so long for its promotions goes on without them."""
+"""A request that has waited so long for its promotions goes on without them, and sooner if recomputing is quicker: when
+it has waited for as long as that takes. Nobody knows how long a stall lasts, and with this limit a request never takes
+more than twice what it would have taken had it known (the ski rental argument); with any other it may."""
 
 MIN_WAIT_S = 0.05
 """Nobody gives up sooner: threads may take so long to be scheduled."""
-
-PATIENCE = 2.0
-"""A request waits this many times what its load was expected to take for the first chunk to land, but at least half of
-what recomputing takes and at most all of it: so a disk that has become slow costs whoever finds out half its prefill,
-or all of it where loading was hardly faster."""
 
 NO_LIMIT = 1 << 30
 """Chunks a request may promote that may promote what it finds."""
@@ -76,7 +74,11 @@ class LoadGate:
         min_tokens: int = 0,
         n_lanes: int = 1,
     ) -> None:
-        """`mode` is auto, always, never, or min_tokens: then a load needs so many tokens. `n_lanes` threads load."""
+        """`mode` is auto, always, never, or min_tokens: then a load needs so many tokens.
+
+        `n_lanes` reads may be under way at once. Fewer chunks are decoded at once, so it bounds what loading in
+        parallel could bring; whether it does so, a trial tells.
+        """
         self.disk = LoadRate()
         self.device = device or CopyRate()
         self._chunk_bytes = chunk_bytes
@@ -89,9 +91,11 @@ class LoadGate:
         self._refused: set[int] = set()  # sizes, as bits of a number of chunks
         self._n_refused = 0  # since the last trial
         self._trial_share = TRIAL_SHARE
+        self._tried_s = -math.inf
         self._probed_s = -math.inf
         self._probe_pause_s = 0.0
         self._probing = False
+        self._was_faster = False  # than the estimate: the last probe
         self._landed_s = -math.inf
         self._n_landed = 0
         self._gave_up_s = -math.inf  # when somebody last did
@@ -119,7 +123,7 @@ class LoadGate:
         elif self._prefill.cost is None:
             chain.may_promote = NO_LIMIT
         elif not self.disk.byte_s:
-            self._allow(chain, NO_LIMIT, self._recompute_s(chain, n_chunks), 0.0)
+            self._allow(chain, NO_LIMIT, self._recompute_s(chain, n_chunks))
         else:
             return self._compare(chain, n_chunks, now_s)
         return False
@@ -138,7 +142,7 @@ class LoadGate:
         if idle_s + queue_s <= recompute_s * margin:
             self._refused.discard(size)
             self._trial_share = TRIAL_SHARE
-            self._allow(chain, limit, recompute_s, idle_s + queue_s)
+            self._allow(chain, limit, recompute_s)
             return False
         if idle_s > recompute_s * margin:  # else the queue alone is in the way
             self._refused.add(size)
@@ -147,10 +151,11 @@ class LoadGate:
         if now_s - self._probed_s < self._probe_pause_s or self.disk.n_under_way:
             return False
         in_parallel_s = idle_s - self._disk_s(n_chunks) * (1 - 1 / self._n_lanes)
-        if self._n_refused > self._trial_share and in_parallel_s <= recompute_s * MARGIN_SHUT:
+        may_try = self._n_refused > self._trial_share and now_s - max(self._tried_s, self._gave_up_s) >= PROBE_EVERY_S
+        if may_try and in_parallel_s <= recompute_s * MARGIN_SHUT:
             # Single chunks, as probes are, may be slower than many at a time: only a whole request can tell.
-            self._n_refused, self._probed_s = 0, now_s
-            self._allow(chain, limit, recompute_s, in_parallel_s)
+            self._n_refused, self._probed_s, self._tried_s = 0, now_s, now_s
+            self._allow(chain, limit, recompute_s)
             return False
         return True
 
@@ -168,14 +173,11 @@ class LoadGate:
             load_s = STEPS_S + self._disk_s(self.n_queued) + self._copy_s(n_chunks)
             chain.joins = load_s <= recompute_s
             if chain.joins:
-                chain.recompute_s, chain.patience_s = recompute_s, _patience_s(load_s, recompute_s)
+                chain.recompute_s = recompute_s
         return chain.joins
 
     def waits(self, chain: Chain, now_s: float) -> bool:
-        """Whether `chain`, whose promotions are under way, still waits for them. Scheduler thread, no lock.
-
-        The more has landed the longer it waits: half of them, and it is as long as recomputing takes.
-        """
+        """Whether `chain`, whose promotions are under way, still waits for them. Scheduler thread, no lock."""
         if chain.waits_since_s is None:
             chain.waits_since_s, chain.n_awaited = now_s, chain.pending
             chain.n_queued, chain.n_landed_before = self.n_queued, self._n_landed
@@ -184,8 +186,7 @@ class LoadGate:
             return False
         if self._gave_up_s > chain.waits_since_s and 0 < chain.recompute_s < self._disk_s(chain.n_awaited):
             return waited_s < MIN_WAIT_S  # somebody else has found out
-        landed = 1 - chain.pending / max(1, chain.n_awaited)
-        return waited_s < min(MAX_WAIT_S, max(chain.patience_s, min(1.0, 2 * landed) * chain.recompute_s))
+        return waited_s < (min(MAX_WAIT_S, max(MIN_WAIT_S, chain.recompute_s)) if chain.recompute_s else MAX_WAIT_S)
 
     def gave_up(self, chain: Chain, now_s: float) -> None:
         """`chain`, promotions of which are under way, waits no longer, so nobody else needs to find out.
@@ -200,6 +201,7 @@ class LoadGate:
             self.disk.no_faster_than(chunk_s / self._chunk_bytes)
         chain.may_promote, chain.joins = 0, False
         self._gave_up_s = now_s
+        self._probe_pause_s, self._was_faster = PROBE_SOON_S / 2, False
         self._n_refused, self._trial_share = 0, min(2 * self._trial_share, LONGEST_TRIAL_SHARE)
         self._hangs = self.disk.n_under_way > 0 and self._landed_s < since_s
 
@@ -207,7 +209,7 @@ class LoadGate:
 
     def load_started(self, now_s: float, *, probe: bool) -> None:
         """A promotion was queued."""
-        self.disk.started(now_s)
+        self.disk.started(now_s, alone=probe)
         if probe:
             self._probing, self._probed_s = True, now_s
 
@@ -218,8 +220,11 @@ class LoadGate:
         self.disk.ended(now_s, n_bytes, alone=self._probing)
         if self._probing:
             self._probing = False
-            soon_s = 2 * self._probe_pause_s if 0 < self._probe_pause_s < PROBE_EVERY_S else PROBE_SOON_S
-            self._probe_pause_s = min(PROBE_EVERY_S, soon_s) if self.disk.got_faster else PROBE_EVERY_S
+            if self.disk.got_faster != self._was_faster:
+                self._was_faster = self.disk.got_faster
+                self._probe_pause_s = PROBE_SOON_S if self._was_faster else PROBE_EVERY_S
+            else:
+                self._probe_pause_s = min(PROBE_EVERY_S, 2 * self._probe_pause_s or PROBE_EVERY_S)
 
     def rates(self) -> Rates:
         """What there is to show. Any thread."""
@@ -228,12 +233,10 @@ class LoadGate:
     # ---- arithmetic -------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _allow(chain: Chain, n_chunks: int, recompute_s: float, load_s: float) -> None:
+    def _allow(chain: Chain, n_chunks: int, recompute_s: float) -> None:
         chain.may_promote = n_chunks
-        patience_s = _patience_s(load_s, recompute_s)
-        if chain.pending:  # it waits for others' promotions as well
-            recompute_s, patience_s = max(chain.recompute_s, recompute_s), max(chain.patience_s, patience_s)
-        chain.recompute_s, chain.patience_s = recompute_s, patience_s
+        # If something is pending, it waits for others' promotions as well.
+        chain.recompute_s = max(chain.recompute_s, recompute_s) if chain.pending else recompute_s
 
     def _margin(self, size: int) -> float:
         return MARGIN_SHUT if size in self._refused else 1.0
@@ -259,7 +262,7 @@ class LoadGate:
 
     def _pays_from_tokens(self) -> int:
         """Fewest tokens, in whole chunks, such that prompts of as many and more would be loaded from an idle disk."""
-        if self._mode == "never":
+        if self._mode == "never" or self._hangs:
             return NEVER_TOKENS
         if self._mode != "auto":
             return max(1, -(-self._min_tokens // self._tokens_per_chunk)) * self._tokens_per_chunk
@@ -271,7 +274,7 @@ class LoadGate:
             if not self._pays(high):
                 break
             # What a request gains is convex in its length: once it pays it goes on doing so, up to the next size.
-            at = bisect_left(range(low, high), True, key=self._pays)
+            at = 0 if self._pays(low) else bisect_left(range(low, high), True, key=self._pays)
             fewest = (low + at) * self._tokens_per_chunk
             if at:
                 break
@@ -280,8 +283,3 @@ class LoadGate:
     def _pays(self, n_chunks: int) -> bool:
         recompute_s = self._prefill.seconds(0, n_chunks * self._tokens_per_chunk) * self._margin(n_chunks.bit_length())
         return STEPS_S + self._disk_s(n_chunks) + self._copy_s(n_chunks) <= recompute_s
-
-
-def _patience_s(load_s: float, recompute_s: float) -> float:
-    wait_s = min(max(PATIENCE * load_s, recompute_s / 2), recompute_s)
-    return min(MAX_WAIT_S, max(MIN_WAIT_S, wait_s))

@@ -64,6 +64,19 @@ def test_a_slow_disk_is_noticed_by_the_first_chunk():
     assert rate.bytes_per_s == CHUNK
 
 
+def test_a_probe_is_not_credited_with_a_burst_that_landed_before_it():
+    """Scenario: after a stall all that was under way lands at once, too quickly to be a sample. The disk stays slow."""
+    rate = LoadRate()
+    for _ in range(10):
+        rate.started(0.0)
+    for _ in range(10):
+        rate.ended(1.0, CHUNK)  # the first of them is a sample
+    rate.started(5.0, alone=True)
+    rate.ended(6.0, CHUNK, alone=True)
+    assert rate.bytes_per_s == pytest.approx(CHUNK)
+    assert not rate.got_faster
+
+
 def test_one_stray_sample_moves_nothing():
     rate = LoadRate()
     loads(rate, 0.001, n=WINDOW * PER_SAMPLE)
