@@ -249,9 +249,10 @@ class KVTierManager(OffloadingManager):
         cached = scheduler_output.scheduled_cached_reqs
         before = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         before |= {new.req_id: new.num_computed_tokens for new in scheduler_output.scheduled_new_reqs}
+        guessed = scheduler_output.scheduled_spec_decode_tokens
         n_tokens = n_pairs = 0
         for req_id, n in scheduler_output.num_scheduled_tokens.items():
-            if n > 1:  # prefill: one token is decoding
+            if n > 1 and req_id not in guessed:  # prefill: one token is decoding, and so is one with guesses behind it
                 n_tokens += n
                 n_pairs += n * (before[req_id] + n // 2)
         self._kvtier.prefill_rate.step_scheduled(time.monotonic(), n_tokens, n_pairs / n_tokens if n_tokens else 0.0)

@@ -1,12 +1,13 @@
 """The manager between vLLM's calls and the cache, with no engine: the test makes vLLM's calls."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm", reason="the engine is not installed")
 
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_offload.base import LookupResult, ReqContext
 
 from kvtier import config
@@ -74,6 +75,28 @@ def test_a_failed_load_is_not_found_again(vllm: Vllm) -> None:
     vllm.manager.mark_failed([b"a"], vllm.request("reads"))
     vllm.manager.complete_load([b"a"], vllm.request("reads"))
     assert vllm.manager.lookup(b"a", vllm.request("reads")) is LookupResult.MISS
+
+
+def step(vllm: Vllm, n_tokens: dict[str, int], *, guessed: Sequence[str] = ()) -> None:
+    """A step of requests that have computed 1,000 tokens so far; in `guessed`, those that check speculative tokens."""
+    output = SchedulerOutput.make_empty()
+    cached = output.scheduled_cached_reqs
+    cached.req_ids, cached.num_computed_tokens = list(n_tokens), [1000] * len(n_tokens)
+    output.num_scheduled_tokens = n_tokens
+    output.scheduled_spec_decode_tokens = {name: [0] * (n_tokens[name] - 1) for name in guessed}
+    vllm.manager.step_scheduled(output)
+    vllm.manager.step_done()
+
+
+def test_how_fast_prompts_are_computed_is_measured_at_steps_that_compute_prompts(vllm: Vllm) -> None:
+    rate = vllm.kvtier.prefill_rate
+    decoding = {f"d{n}": 4 for n in range(100)}
+    step(vllm, decoding, guessed=list(decoding))
+    step(vllm, dict.fromkeys(decoding, 1))
+    assert rate.cost is None
+    step(vllm, decoding | {"p": 512}, guessed=list(decoding))
+    assert rate.cost is not None
+    assert rate.cost.context == 1000 + 512 // 2
 
 
 def test_the_pool_is_as_large_as_all_workers_have_made_ready():
