@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvtier.holdings import Holdings
-from kvtier.residency import Chain, Promotion, State
+from kvtier.residency import PROMOTING, Chain, Promotion
 from kvtier.tiers.host import MAX_PROMOTE_SCAN
-from kvtier.types import Miss, Source
+from kvtier.types import SOURCE_DISK, Miss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvtier.observe.stats import Stats
     from kvtier.policy.gate import LoadGate
     from kvtier.residency import Frame
+    from kvtier.tiers.disk import DiskTier
     from kvtier.types import ChunkKey
 
 PINNED_SHARE = 0.875
@@ -64,7 +65,7 @@ class Promotions(Holdings):
             promises.wait(chain, key)
         elif not self._begin_promotion(chain, key):
             return False
-        chain.sources[key] = Source.DISK
+        chain.sources[key] = SOURCE_DISK
         chain.may_promote -= 1
         return True
 
@@ -73,7 +74,7 @@ class Promotions(Holdings):
         assert self.disk is not None
         if not self._make_room(chain, 1, MAX_PROMOTE_SCAN):
             return False
-        resident = self.host.place(key, State.PROMOTING, 0.0)
+        resident = self.host.place(key, PROMOTING, 0.0)
         frame = self.disk.pin(key)
         self.disk.touch(key)
         self._n_promoting += 1
@@ -104,21 +105,26 @@ class Promotions(Holdings):
         """A frame was read from disk, or not; Miss.GATE: it was not looked at."""
         self._n_promoting -= 1
         self._gate.load_ended(now_s, self.host.chunk_bytes if failure is None else 0)
+        assert self.disk is not None
         if failure is None:
             self.stats.promoted_chunks += 1
             self.stats.promote_raw_bytes += self.host.chunk_bytes
             self.stats.promote_stored_bytes += frame.n_bytes
+        else:
+            self._give_up(self.disk, frame, failure)
+        self.disk.unpin(frame)
+        self._begin_waiting()
+
+    def _give_up(self, disk: DiskTier, frame: Frame, failure: Miss) -> None:
+        """Count a frame that could not be read; drop it, unless nobody looked."""
         self.stats.corrupt_frames += failure is Miss.CORRUPT
         self.stats.foreign_frames += failure is Miss.FOREIGN
         self.stats.load_errors += failure is Miss.LOAD_FAILED
-        assert self.disk is not None
         # A frame that is not there any more, or not where it was, was another process's to delete.
-        if failure not in (None, Miss.GATE) and self.disk.get(frame.key) is frame:
-            self.disk.drop(frame.key)
+        if failure is not Miss.GATE and disk.get(frame.key) is frame:
+            disk.drop(frame.key)
             if failure is not Miss.EVICTED:
                 self._delete_frame(frame.shard, frame.key)
-        self.disk.unpin(frame)
-        self._begin_waiting()
 
     def _make_room(self, chain: Chain, n_slots: int, max_scan: int) -> bool:
         """Have `n_slots` free, or as many as can be had, evicting if need be, but never a chunk of the asking chain."""

@@ -21,6 +21,10 @@ class State(IntEnum):
     PROMOTING = 2  # a transfer thread is filling it from disk
 
 
+READY, PROMOTING = State.READY, State.PROMOTING
+"""For what runs once a chunk: see types.LOOKUP_HIT."""
+
+
 @dataclass(slots=True, eq=False)
 class Resident:
     """A chunk in a host slot. Lives until its slot is free again, which may be after it has left the tier."""
@@ -41,7 +45,7 @@ class Resident:
     @property
     def pinned(self) -> bool:
         """Whether the slot must keep its bytes."""
-        return bool(self.holders) or self.onloads > 0 or self.spilling or self.state is not State.READY
+        return bool(self.holders) or self.onloads > 0 or self.spilling or self.state is not READY
 
 
 @dataclass(slots=True, eq=False)
@@ -133,7 +137,7 @@ class Promises:
         self.n_residents += not resident.holders
         resident.holders.add(chain)
         chain.promises[resident.key] = resident
-        chain.pending += resident.state is not State.READY
+        chain.pending += resident.state is not READY
 
     def wait(self, chain: Chain, key: ChunkKey) -> None:
         """Promise that the promotion of `key`, for which `chain` does not wait yet, begins after all that wait now."""
@@ -169,7 +173,7 @@ class Promises:
         for resident in chain.promises.values():
             resident.holders.discard(chain)
             self.n_residents -= not resident.holders
-            chain.pending -= resident.state is not State.READY
+            chain.pending -= resident.state is not READY
             self._release(resident)
         chain.promises.clear()
 
@@ -187,7 +191,7 @@ class Promises:
     @staticmethod
     def ready(resident: Resident) -> None:
         """`resident` becomes READY: nobody waits for it any more."""
-        resident.state = State.READY
+        resident.state = READY
         for chain in resident.holders:
             chain.pending -= 1
 
@@ -215,7 +219,7 @@ class Promises:
         for resident in residents:
             assert resident.holders == {c for c in self._chains if c.promises.get(resident.key) is resident}
         for chain in self._chains:
-            n_pending = sum(r.state is not State.READY for r in chain.promises.values())
+            n_pending = sum(r.state is not READY for r in chain.promises.values())
             assert chain.pending == n_pending + len(chain.waiting)
         assert self.n_waiting == sum(len(chain.waiting) for chain in self._chains)
         assert all(chain in self._line for chain in self._chains if chain.waiting)
