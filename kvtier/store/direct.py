@@ -33,6 +33,7 @@ _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 _SYNC_FILE_RANGE_WRITE: Final = 2
+_SYNC_FILE_RANGE_WRITE_AND_WAIT: Final = 7
 _sync_file_range = getattr(_libc, "sync_file_range", None)  # a C library other than glibc may have none
 if _sync_file_range is not None:
     _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
@@ -86,6 +87,20 @@ class PageReader:
             opened = self._borrow(file)
             try:
                 start_writeback(opened.buffered)
+            finally:
+                self._give_back(opened)
+
+    def drop(self, file: int, offset: int, n_bytes: int) -> None:
+        """Have the disk take a range of `paths[file]`, and the page cache give it up. Blocks for as long as that takes.
+
+        Whole pages. Nothing is lost by it, whatever is written there meanwhile. Errors as in `start_writeback`.
+        """
+        with contextlib.suppress(OSError):
+            opened = self._borrow(file)
+            try:
+                if _sync_file_range is not None:
+                    _sync_file_range(opened.buffered, offset, n_bytes, _SYNC_FILE_RANGE_WRITE_AND_WAIT)
+                os.posix_fadvise(opened.buffered, offset, n_bytes, os.POSIX_FADV_DONTNEED)
             finally:
                 self._give_back(opened)
 

@@ -28,6 +28,7 @@ from kvtier.store.lmdb_walk import find_bad_value, walk
 from kvtier.store.manifest import MANIFEST, Manifest, check_capacity, pid_namespace, read_manifest
 from kvtier.store.private import DirectoryLock, create_file, secure_directory
 from kvtier.store.shard import DATABASES, INDEX, LOG, Shard, explain, open_env
+from kvtier.store.write_behind import WriteBehind, fits_page_cache
 from kvtier.types import ChunkKey
 
 SHARD_MAP_BYTES: Final = 512 << 20
@@ -74,6 +75,7 @@ class LmdbStore:
         self._reader = PageReader([shard.path for shard in shards], self._map_bytes)
         self.capacity_bytes: Final = settled.manifest.capacity_bytes
         """Bound of all files together, as the process that settled the directory was given it."""
+        self._behind = WriteBehind(self._reader, keep=fits_page_cache(self.capacity_bytes))
         self.notices: Final = settled.notices
         """What the operator should know of this opening, one line each; the caller logs them."""
         self.dropped_frames: Final = settled.dropped_frames
@@ -195,8 +197,8 @@ class LmdbStore:
         StoreError when another process holds the shard for seconds, as a stopped one does.
         """
         with self._turn(shard):
-            self._shards[shard].write(dict(puts), deletes, self._clock_ns())
-        self._reader.start_writeback(shard)
+            runs = self._shards[shard].write(dict(puts), deletes, self._clock_ns())
+        self._behind.wrote(shard, runs)
 
     @contextmanager
     def _turn(self, shard: int) -> Iterator[None]:

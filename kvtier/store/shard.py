@@ -25,6 +25,7 @@ from kvtier.store.erase import erase_unreachable
 from kvtier.store.listing import Listing, listings_of
 from kvtier.store.lmdb_index import PAGE_HEADER_BYTES, Entry, page_of, unpack
 from kvtier.store.lmdb_walk import read_index
+from kvtier.store.write_behind import Run
 from kvtier.types import ChunkKey, Record
 
 _FULL_SHARE = 0.95
@@ -194,16 +195,16 @@ class Shard:
         except lmdb.Error as error:
             raise StoreError(explain(self.path, "has a table of readers that cannot be checked", error)) from error
 
-    def write(self, puts: dict[ChunkKey, memoryview], deletes: Sequence[ChunkKey], written_ns: int) -> None:
-        """See `Store.write`."""
+    def write(self, puts: dict[ChunkKey, memoryview], deletes: Sequence[ChunkKey], written_ns: int) -> list[Run]:
+        """See `Store.write`. Returns where the frames lie that have pages of their own."""
         try:
             self._check_file()
             try:
-                self._apply(puts, deletes, written_ns)
+                return self._apply(puts, deletes, written_ns)
             except lmdb.MapFullError:
                 if not self._env.reader_check():
                     raise
-                self._apply(puts, deletes, written_ns)  # a killed reader had kept freed pages from being used
+                return self._apply(puts, deletes, written_ns)  # a killed reader had kept freed pages from being used
         except lmdb.MapFullError as error:
             if deletes and puts:
                 with suppress(StoreFullError):  # the puts' own says it
@@ -212,7 +213,8 @@ class Shard:
         except (lmdb.Error, OSError) as error:
             raise StoreError(explain(self.path, "cannot be written", error)) from error
 
-    def _apply(self, puts: dict[ChunkKey, memoryview], deletes: Sequence[ChunkKey], written_ns: int) -> None:
+    def _apply(self, puts: dict[ChunkKey, memoryview], deletes: Sequence[ChunkKey], written_ns: int) -> list[Run]:
+        runs = []
         with self._env.begin(write=True, buffers=True) as txn:
             if puts and self._pages(txn) + sum(map(self._frame_pages, puts.values())) > self._full_pages:
                 raise lmdb.MapFullError("this shard's share of pages in use")
@@ -227,6 +229,8 @@ class Shard:
                 page = page_of(stored, key, self.page_bytes)
                 txn.put(key, Entry(len(frame), written_ns, page).pack(), db=self._index)
                 changes.append(Change(key, len(frame)))
+                if page:
+                    runs.append(Run(page * self.page_bytes, self._frame_pages(frame) * self.page_bytes))
             if changes:
                 self._log_changes(txn, changes)
             self._dirty = True
@@ -234,6 +238,7 @@ class Shard:
         if changes:  # LMDB gives the number of a transaction that changed nothing to the next one
             self._own_txns.add(number)
             self._know(self._known_txn)
+        return runs
 
     def _log_changes(self, txn: lmdb.Transaction, changes: list[Change]) -> None:
         number = txn.id()

@@ -1,6 +1,5 @@
 """PageReader: whole ranges or an error, from the page cache or past it."""
 
-import ctypes
 import errno
 import os
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ import pytest
 
 from kvtier.store import direct
 from kvtier.store.direct import PageReader
+from tests.rigs.page_cache import drop_from_page_cache, pages_of
 
 PAGE = 4096
 N_PAGES = 64
@@ -20,13 +20,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "file"
     path.write_bytes(os.urandom(N_PAGES * PAGE))
     return path
-
-
-def drop_from_page_cache(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
 
 
 class Calls:
@@ -186,22 +179,12 @@ def test_few_files_stay_open_however_many_are_read(tmp_path: Path) -> None:
     assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == n_before
 
 
-def n_dirty_pages(path: Path) -> int:
-    """By cachestat(2); skips where the kernel has none."""
-    counts = (ctypes.c_uint64 * 5)()  # cached, dirty, under writeback, evicted, recently evicted
-    with path.open("rb") as opened:
-        whole = (ctypes.c_uint64 * 2)(0, 0)
-        if ctypes.CDLL(None, use_errno=True).syscall(451, opened.fileno(), whole, counts, 0):
-            pytest.skip("the kernel has no cachestat")
-    return counts[1]
-
-
 def test_dirty_pages_go_to_the_disk_without_a_sync(file: Path) -> None:
     reader = PageReader([file], N_PAGES * PAGE)
-    if not n_dirty_pages(file):
+    if not pages_of(file).dirty:
         pytest.skip("a file system that keeps no dirty pages")
     reader.start_writeback(0)
-    assert n_dirty_pages(file) == 0
+    assert pages_of(file).dirty == 0
     reader.close()
 
 
