@@ -290,7 +290,7 @@ def _with_disk(
     kvtier = Kvtier(cache, epoch, namespace, prefill_rate, copy_rate)
     if isinstance(depot, LocalDepot):
         kvtier.read = depot.read
-    n_probed = max(disk_config.promote_threads, PROBE_BYTES // geometry.chunk_bytes)
+    n_probed = max(disk_config.promote_threads + READS_AHEAD, PROBE_BYTES // geometry.chunk_bytes)
     # Where nothing is decided by what it finds, it would only be in the way of the first loads.
     probed = disk.sample(n_probed) if disk_config.load == "auto" else []
 

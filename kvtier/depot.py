@@ -18,7 +18,7 @@ from kvtier.errors import StoreError, StoreFormatError
 from kvtier.store.beside import room_beside
 from kvtier.store.lmdb import LmdbStore
 from kvtier.tiers.follow import Follower
-from kvtier.transfer.mover import Mover
+from kvtier.transfer.mover import READS_AHEAD, Mover
 from kvtier.transfer.precedence import LoadsFirst
 from kvtier.transfer.probe import LoadProbe
 
@@ -176,7 +176,8 @@ class LocalDepot:
             list(frames),
             self._plan.chunk_bytes,
             guard=self._guard,
-            n_threads=self._plan.n_promote_threads,
+            n_threads=self._plan.n_promote_threads + READS_AHEAD,
+            n_decoding=self._plan.n_promote_threads,
             tell=tell,
         )
         self._probe.start()

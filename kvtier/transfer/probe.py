@@ -1,9 +1,9 @@
 """LoadProbe: frames of a store just opened in, how fast chunks come up from it out. Once, beside the engine's start.
 
-It goes the way of a promotion, by as many threads, but into memory of its own: reads and verifies a sample of what is
-stored, spread over all of it, so that as much of the sample is in the page cache as of the rest. The quick quarter of
-the reads tells the speed: the others were slowed down by an engine that is starting, or by their first touch of memory.
-A disk that is slow is slow for all of them.
+It goes the way of a promotion, by as many threads of which as many decode, but into memory of its own: reads and
+verifies a sample of what is stored, spread over all of it, so that as much of the sample is in the page cache as of the
+rest. The quick quarter tells the speed: the others were slowed down by an engine that is starting, or by their first
+touch of memory. A disk that is slow is slow for all of them.
 """
 
 from __future__ import annotations
@@ -43,10 +43,14 @@ class LoadProbe:
         *,
         guard: Guard = PLAIN,
         n_threads: int,
+        n_decoding: int,
         tell: Callable[[float], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Bring up `frames`. `tell` gets bytes per second, from one of the threads, unless nothing could be read."""
+        """Bring up `frames` with `n_threads`, `n_decoding` of them at a time beyond the read.
+
+        `tell` gets bytes per second, from one of the threads, unless nothing could be read.
+        """
         self._store = store
         self._frames = deque(frames)
         self._chunk_bytes = chunk_bytes
@@ -54,7 +58,9 @@ class LoadProbe:
         self._tell = tell
         self._clock = clock
         self._lock = threading.Lock()
-        self._took_s: list[float] = []
+        self._took_s: list[float] = []  # of whole chunks
+        self._decoding_s: list[float] = []  # of that
+        self._may_decode, self._n_decoding = threading.Semaphore(n_decoding), n_decoding
         self._n_running = n_threads
         self._began_s = 0.0
         self._stopping = False
@@ -81,6 +87,7 @@ class LoadProbe:
     def _run(self) -> None:
         out = memoryview(bytearray(self._chunk_bytes))
         took_s: list[float] = []
+        decoding_s: list[float] = []
         while not self._stopping and (reads_s := self._clock()) - self._began_s < PROBE_S:
             try:
                 frame = self._frames.popleft()
@@ -90,14 +97,23 @@ class LoadProbe:
                 with self._store.read(frame.shard, frame.key) as stored:
                     if stored is None:
                         continue
-                    open_into(stored, out, key=frame.key, guard=self._guard)
+                    with self._may_decode:
+                        decodes_s = self._clock()
+                        open_into(stored, out, key=frame.key, guard=self._guard)
+                        decoded_s = self._clock()
             except Exception:  # noqa: BLE001, S112 - what cannot be read is for a promotion to find out and to report
                 continue
-            took_s.append(self._clock() - reads_s)
+            took_s.append(decoded_s - reads_s)
+            decoding_s.append(decoded_s - decodes_s)
         with self._lock:
             self._took_s += took_s
+            self._decoding_s += decoding_s
             self._n_running -= 1
             if not self._n_running and self._took_s and not self._stopping:
-                quick_s = sorted(self._took_s)[len(self._took_s) // 4]
-                if quick_s > 0:
-                    self._tell(len(self._threads) * self._chunk_bytes / quick_s)
+                chunk_s = max(_quick(self._took_s) / len(self._threads), _quick(self._decoding_s) / self._n_decoding)
+                if chunk_s > 0:
+                    self._tell(self._chunk_bytes / chunk_s)
+
+
+def _quick(took_s: list[float]) -> float:
+    return sorted(took_s)[len(took_s) // 4]

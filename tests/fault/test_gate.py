@@ -162,7 +162,8 @@ def test_a_slow_disk_that_a_probe_has_seen_costs_not_even_the_first_request(serv
         server.rig.store,
         disk.sample(8),
         CHUNK_BYTES,
-        n_threads=server.n_threads,
+        n_threads=server.n_lanes,
+        n_decoding=server.n_threads,
         tell=server.rig.cache.assume_load_rate,
         clock=server.rig.clock,
     )

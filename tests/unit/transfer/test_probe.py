@@ -38,12 +38,13 @@ class Rig:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def probe(self, *, n_threads: int = 1, wait: bool = True) -> LoadProbe:
+    def probe(self, *, n_threads: int = 1, n_decoding: int | None = None, wait: bool = True) -> LoadProbe:
         probe = LoadProbe(
             self.store,
             self.frames,
             CHUNK_BYTES,
             n_threads=n_threads,
+            n_decoding=n_decoding or n_threads,
             tell=self.told.append,
             clock=lambda: self.now,
         )
@@ -74,6 +75,26 @@ def test_threads_share_the_sample_and_their_speeds_add_up():
     rig.probe(n_threads=4)
     assert rig.store.calls["read"] == 8
     assert rig.told == [pytest.approx(4 * CHUNK_BYTES / 0.001)]
+
+
+def test_where_decoding_is_the_limit_more_reads_add_nothing(monkeypatch):
+    rig = Rig(8, read_s=0.0)
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    def decode(*_: object, **__: object) -> None:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+            rig.sleep(0.001)
+        time.sleep(0)
+        with lock:
+            at_once -= 1
+
+    monkeypatch.setattr("kvtier.transfer.probe.open_into", decode)
+    rig.probe(n_threads=4, n_decoding=1)
+    assert most == 1
+    assert rig.told == [pytest.approx(CHUNK_BYTES / 0.001)]
 
 
 def test_reads_that_an_engine_slows_down_while_it_starts_do_not_count():
