@@ -217,7 +217,9 @@ class LocalDepot:
 
 
 def _open_store(plan: Plan, report: Callable[[str], None]) -> tuple[LmdbStore, Path, int]:
-    open_store = partial(LmdbStore.open, shard_map_bytes=plan.shard_map_bytes, sync_commits=plan.sync_commits)
+    open_store = partial(
+        LmdbStore.open, shard_map_bytes=plan.shard_map_bytes, sync_commits=plan.sync_commits, report=report
+    )
     folder, capacity_bytes = plan.folder, plan.capacity_bytes
     try:
         store = open_store(folder, capacity_bytes)

@@ -77,6 +77,14 @@ class PageReader:
             raise
         return PageRun(buffer, n_bytes, self._buffers)
 
+    def peek(self, file: int, offset: int, n_bytes: int) -> bytes:
+        """A few bytes of a page that is to be in the page cache anyway. OSError when they cannot be read."""
+        opened = self._borrow(file)
+        try:
+            return os.pread(opened.buffered, n_bytes, offset)
+        finally:
+            self._give_back(opened)
+
     def start_writeback(self, file: int) -> None:
         """Have the kernel begin to write what of `paths[file]` only the page cache has; does not wait for the disk.
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
@@ -49,6 +50,10 @@ def shard_map_bytes_for(chunk_bytes: int) -> int:
     return max(SHARD_MAP_BYTES, FRAMES_PER_SHARD * chunk_bytes)
 
 
+def _nobody(_: str) -> None:
+    return None
+
+
 class LmdbStore:
     """The disk store. Made by `LmdbStore.open`; the files never exceed the capacity given there, whatever happens.
 
@@ -63,11 +68,15 @@ class LmdbStore:
         settled: Settled,
         files: _Files,
         clock_ns: Callable[[], int],
+        *,
+        report: Callable[[str], None] = _nobody,
     ) -> None:
         self._shards = shards
         self._writing = [threading.Lock() for _ in shards]
         self._lock = lock
         self._clock_ns = clock_ns
+        self._report = report
+        self._said: set[int] = set()  # shards of which that was reported
         self._walked = files.walked
         self.page_bytes: Final = shards[0].page_bytes
         """Of the trees' pages."""
@@ -93,6 +102,7 @@ class LmdbStore:
         inspect: bool = False,
         sync_commits: bool = False,
         clock_ns: Callable[[], int] = time.time_ns,
+        report: Callable[[str], None] = _nobody,
     ) -> Self:
         """Open the store at `path`, creating, growing or shrinking it to `capacity_bytes` if nobody else has it open.
 
@@ -101,6 +111,7 @@ class LmdbStore:
         looked at as far as `INSPECT_S` goes; in every shard if the machine was restarted since the last use, because
         power may have been lost, or if `inspect` asks for it.
         With `sync_commits` every write returns when it would survive a loss of power, and leaves a whole tree behind.
+        `report` prints what the operator should know of later on, a line at a time; any thread that writes.
         Blocks for up to two minutes while another process opens the same directory.
 
         Raises ConfigError for a capacity below 16 MiB. Raises StoreError when the directory cannot be used: a symlink,
@@ -115,7 +126,7 @@ class LmdbStore:
             for number in settled.manifest.shards:
                 file = shard_path(path, number)
                 shards.append(Shard(file, settled.manifest.map_bytes, sync_commits=sync_commits))
-            return cls(shards, lock, settled, files, clock_ns)
+            return cls(shards, lock, settled, files, clock_ns, report=report)
 
     @classmethod
     def attach(cls, path: Path, *, clock_ns: Callable[[], int] = time.time_ns) -> Self:
@@ -197,8 +208,14 @@ class LmdbStore:
         StoreError when another process holds the shard for seconds, as a stopped one does.
         """
         with self._turn(shard):
-            runs = self._shards[shard].write(dict(puts), deletes, self._clock_ns())
+            runs = self._shards[shard].write(dict(puts), deletes, self._clock_ns(), partial(self._reader.peek, shard))
         self._behind.wrote(shard, runs)
+        if self._shards[shard].n_left and shard not in self._said:
+            self._said.add(shard)
+            self._report(
+                f"{self._shards[shard].path}: a frame to be deleted begins with a page that is damaged or cannot be "
+                "read; it is left where it is, and a start of the engine that comes across it sets the shard aside"
+            )
 
     @contextmanager
     def _turn(self, shard: int) -> Iterator[None]:

@@ -21,6 +21,7 @@ ENTRY_LENGTHS: Final = (_SHORT_ENTRY.size, _ENTRY.size)
 
 _PAGE_HEADER: Final = struct.Struct("=QHHI")  # MDB_page of a 64-bit LMDB 0.9: number, -, flags, how many pages
 _P_OVERFLOW: Final = 0x04
+_P_DIRTY: Final = 0x10  # of the transaction under way
 
 
 class Entry(NamedTuple):
@@ -49,22 +50,40 @@ def unpack(entry: bytes | memoryview) -> Entry:
 
 
 def page_of(value: memoryview, key: bytes, page_bytes: int) -> int:
-    """Number of the first page of `value`, which LMDB just put and gave back in the same transaction; 0 in a leaf.
-
-    The arithmetic is LMDB's: a node of key and value that is longer than half a page moves out of its leaf.
-    """
-    longest_node = ((page_bytes - PAGE_HEADER_BYTES) // 2 & -2) - 2
-    if 8 + len(key) + len(value) <= longest_node:
+    """Number of the first page of `value`, which LMDB just put and gave back in the same transaction; 0 in a leaf."""
+    if lies_in_leaf(key, len(value), page_bytes):
         return 0
-    header = ctypes.string_at(_address(value) - PAGE_HEADER_BYTES, PAGE_HEADER_BYTES)
+    header = header_of(value)
     return _PAGE_HEADER.unpack(header)[0] if is_page_of(header, None, len(value), page_bytes) else 0
 
 
+def lies_in_leaf(key: bytes, n_bytes: int, page_bytes: int) -> bool:
+    """Whether a value of `n_bytes` has no page of its own.
+
+    The arithmetic is LMDB's: a node of key and value that is longer than half a page moves out of its leaf.
+    """
+    return 8 + len(key) + n_bytes <= ((page_bytes - PAGE_HEADER_BYTES) // 2 & -2) - 2
+
+
+def header_of(value: memoryview) -> bytes:
+    """In front of a value that LMDB gave and that does not lie in a leaf. Read through the map."""
+    return ctypes.string_at(_address(value) - PAGE_HEADER_BYTES, PAGE_HEADER_BYTES)
+
+
 def is_page_of(header: bytes | memoryview, page: int | None, n_bytes: int, page_bytes: int) -> bool:
-    """Whether a page that begins with `header` can be the first, numbered `page` if given, of a value of `n_bytes`."""
+    """Whether a page that begins with `header` is the first of a value of `n_bytes`, and `page` its number.
+
+    Without a `page` it may have any number, and may not have been written yet.
+
+    LMDB believes what it says: a value that is deleted or replaced gives so many pages back, from that number on.
+    """
+    if len(header) < PAGE_HEADER_BYTES:
+        return False
     number, _, flags, n_pages = _PAGE_HEADER.unpack_from(header)
-    enough = n_pages * page_bytes >= PAGE_HEADER_BYTES + n_bytes
-    return bool(enough and flags & _P_OVERFLOW and page in (None, number))
+    if page is None:
+        flags &= ~_P_DIRTY
+    right_length = n_pages == -(-(PAGE_HEADER_BYTES + n_bytes) // page_bytes)
+    return right_length and flags == _P_OVERFLOW and page in (None, number)
 
 
 class _Buffer(ctypes.Structure):

@@ -9,7 +9,7 @@ import errno
 import os
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from kvtier.store.changes import LOG_MOST_CHANGES, LOG_TRANSACTIONS, from_others
 from kvtier.store.direct import PageReader, PageRun
 from kvtier.store.erase import erase_unreachable
 from kvtier.store.listing import Listing, listings_of
-from kvtier.store.lmdb_index import PAGE_HEADER_BYTES, Entry, page_of, unpack
+from kvtier.store.lmdb_index import PAGE_HEADER_BYTES, Entry, header_of, is_page_of, lies_in_leaf, page_of, unpack
 from kvtier.store.lmdb_walk import read_index
 from kvtier.store.write_behind import Run
 from kvtier.types import ChunkKey, Record
@@ -36,6 +36,10 @@ ERASE_WAIT_S: Final = 10.0
 """How long erasing waits for others to end a read of a shard that began before the last write to it."""
 
 _NEARLY_FULL_BYTES = 16 << 20
+
+Peek = Callable[[int, int], bytes]
+"""Bytes of the shard's file: from where, how many. OSError when the medium cannot give them."""
+
 INDEX = b"index"
 DATABASES = (b"frames", INDEX)
 LOG = b"log"
@@ -46,7 +50,7 @@ class Shard:
 
     __slots__ = (
         "_dirty", "_env", "_file", "_frames", "_full_pages", "_index", "_known_txn", "_log", "_map_bytes", "_own_txns",
-        "page_bytes", "path",
+        "n_left", "page_bytes", "path",
     )  # fmt: skip
 
     def __init__(self, path: Path, map_bytes: int, *, sync_commits: bool = False) -> None:
@@ -54,6 +58,7 @@ class Shard:
         self._map_bytes = map_bytes
         self._dirty = False
         self._known_txn = 0
+        self.n_left = 0  # deletes that left the frame's pages where they are
         self._own_txns: set[int] = set()  # later than `_known_txn`
         try:
             status = path.stat()
@@ -195,35 +200,44 @@ class Shard:
         except lmdb.Error as error:
             raise StoreError(explain(self.path, "has a table of readers that cannot be checked", error)) from error
 
-    def write(self, puts: dict[ChunkKey, memoryview], deletes: Sequence[ChunkKey], written_ns: int) -> list[Run]:
+    def write(
+        self, puts: dict[ChunkKey, memoryview], deletes: Sequence[ChunkKey], written_ns: int, peek: Peek
+    ) -> list[Run]:
         """See `Store.write`. Returns where the frames lie that have pages of their own."""
         try:
             self._check_file()
             try:
-                return self._apply(puts, deletes, written_ns)
+                return self._apply(puts, deletes, written_ns, peek)
             except lmdb.MapFullError:
                 if not self._env.reader_check():
                     raise
-                return self._apply(puts, deletes, written_ns)  # a killed reader had kept freed pages from being used
+                # A killed reader had kept freed pages from being used.
+                return self._apply(puts, deletes, written_ns, peek)
         except lmdb.MapFullError as error:
             if deletes and puts:
                 with suppress(StoreFullError):  # the puts' own says it
-                    self.write({}, deletes, written_ns)
+                    self.write({}, deletes, written_ns, peek)
             raise StoreFullError(f"{self.path} has no room for {len(puts)} frames; delete more from it") from error
         except (lmdb.Error, OSError) as error:
             raise StoreError(explain(self.path, "cannot be written", error)) from error
 
-    def _apply(self, puts: dict[ChunkKey, memoryview], deletes: Sequence[ChunkKey], written_ns: int) -> list[Run]:
+    def _apply(
+        self, puts: dict[ChunkKey, memoryview], deletes: Sequence[ChunkKey], written_ns: int, peek: Peek
+    ) -> list[Run]:
         runs = []
         with self._env.begin(write=True, buffers=True) as txn:
             if puts and self._pages(txn) + sum(map(self._frame_pages, puts.values())) > self._full_pages:
                 raise lmdb.MapFullError("this shard's share of pages in use")
             changes: list[Change] = []
             for key in deletes:
+                may_go = self._may_free(txn, key, peek)
+                self.n_left += not may_go
                 was_listed = txn.delete(key, db=self._index)
-                if txn.delete(key, db=self._frames) or was_listed:
+                if (may_go and txn.delete(key, db=self._frames)) or was_listed:
                     changes.append(Change(key, None))
             for key, frame in puts.items():
+                if not self._may_free(txn, key, peek):
+                    raise StoreError(f"{self.path} has a damaged value where {key.hex()} is to be written")
                 txn.put(key, frame, db=self._frames)
                 stored = memoryview(txn.get(key, b"", db=self._frames))
                 page = page_of(stored, key, self.page_bytes)
@@ -239,6 +253,28 @@ class Shard:
             self._own_txns.add(number)
             self._know(self._known_txn)
         return runs
+
+    def _may_free(self, txn: lmdb.Transaction, key: ChunkKey, peek: Peek) -> bool:
+        """Whether what is stored of `key`, if anything, can be given to LMDB to delete or replace.
+
+        A value whose first page is not what it was, or cannot be read, is better left where it is: LMDB would give away
+        pages of other frames, or end the process. It is nobody's then, and the walk of a start finds it.
+        """
+        page, n_bytes = 0, -1
+        with suppress(struct.error):
+            n_bytes, _, page = unpack(txn.get(key, b"", db=self._index))
+        header = b""
+        if page:
+            try:  # LMDB is going to look there as well: it is not read twice
+                header = peek(page * self.page_bytes, PAGE_HEADER_BYTES)
+            except OSError:
+                return False
+            if is_page_of(header, page, n_bytes, self.page_bytes):
+                return True
+        value = txn.get(key, db=self._frames)  # reads all of it: only where the index does not know
+        if value is None or lies_in_leaf(key, len(value), self.page_bytes):
+            return True
+        return is_page_of(header or header_of(memoryview(value)), page or None, len(value), self.page_bytes)
 
     def _log_changes(self, txn: lmdb.Transaction, changes: list[Change]) -> None:
         number = txn.id()

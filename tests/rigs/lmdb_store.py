@@ -67,15 +67,17 @@ def break_tree(shard: Path) -> None:
         file.write(bytes(4096))
 
 
-def break_value(shard: Path) -> None:
-    """Make the first page of a frame say that it is longer than it is, as a flipped bit might."""
+def break_value(shard: Path) -> bytes:
+    """Make the first page of a frame say that it is longer than it is, as a flipped bit might; the frame's key."""
     with lmdb.open(os.fspath(shard), subdir=False, max_dbs=3) as env, env.begin() as txn:
         with txn.cursor(db=env.open_db(b"index", txn)) as cursor:
-            page = next(page for _, entry in cursor.iternext() if (page := int.from_bytes(entry[16:], sys.byteorder)))
+            entries = ((key, int.from_bytes(entry[16:], sys.byteorder)) for key, entry in cursor.iternext())
+            key, page = next((bytes(key), page) for key, page in entries if page)
         page_bytes = int(env.stat()["psize"])
     with shard.open("r+b") as file:
         file.seek(page * page_bytes + 12)
         file.write(b"\x40")
+    return key
 
 
 def index_root(shard: Path) -> int:

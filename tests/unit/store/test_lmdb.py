@@ -275,7 +275,11 @@ def test_a_directory_of_a_newer_format_is_refused_untouched(folder: Path) -> Non
 def test_every_file_is_closed_again_when_opening_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_store(folder).close()
     before = sum(1 for _ in Path("/proc/self/fd").iterdir())
-    monkeypatch.setattr(LmdbStore, "__init__", lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")))
+
+    def fails(*_: object, **_named: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(LmdbStore, "__init__", fails)
     with pytest.raises(StoreError, match="Too many open files"):
         open_store(folder)
     assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before

@@ -1,6 +1,8 @@
 """LmdbStore over damaged and failing files: set aside or a StoreError, never a signal, never a wrong frame."""
 
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
@@ -8,9 +10,11 @@ import pytest
 
 from kvtier.errors import StoreError
 from kvtier.store import directory
+from kvtier.store.direct import PageReader
 from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.testing.contracts import frame_of, key_of, put, read
+from kvtier.types import ChunkKey
 from tests.rigs.lmdb_store import (
     MIB,
     break_tree,
@@ -22,6 +26,7 @@ from tests.rigs.lmdb_store import (
     pretend_reboot,
     run,
 )
+from tests.rigs.page_cache import drop_from_page_cache, pages_of
 
 
 def test_a_full_disk_is_an_error_that_loses_nothing_and_heals(folder: Path) -> None:
@@ -287,3 +292,81 @@ def test_a_tree_found_broken_while_running_is_a_store_error(folder: Path) -> Non
     """
     result = run(code, folder, index_root(folder / "shard-0000.lmdb"))
     assert (result.returncode, result.stdout) == (0, "StoreError\n" * 3), result.stderr
+
+
+@pytest.fixture
+def with_broken_value(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[LmdbStore, ChunkKey, list[str]]]:
+    """A store that has been opened without a look at values, the key of one in shard 0 that is damaged, its reports."""
+    fill_both(folder)
+    key = ChunkKey(break_value(folder / "shard-0000.lmdb"))
+    monkeypatch.setattr(directory, "INSPECT_S", 0.0)
+    reports: list[str] = []
+    store = LmdbStore.open(folder, 40 * MIB, shard_map_bytes=20 * MIB, report=reports.append)
+    yield store, key, reports
+    store.close()
+
+
+def test_a_value_whose_first_page_lies_is_deleted_without_believing_it(
+    with_broken_value: tuple[LmdbStore, ChunkKey, list[str]], folder: Path
+) -> None:
+    """Scenario: it says that it is 64 pages long, not 2; the next frames would be written over its neighbors."""
+    store, key, reports = with_broken_value
+    put(store, 0, {}, [key])
+    put(store, 0, {}, [key])
+    for n in range(200, 260):
+        put(store, 0, {key_of(n): frame_of(n, 5000)})
+    there = {record.key for record in records_of(store.scan()) if record.shard == 0}
+    assert there == {key_of(n) for n in range(260)} - {key}
+    assert all(read(store, 0, key_of(n)) == frame_of(n, 5000) for n in range(260) if key_of(n) != key)
+    assert read(store, 0, key) in (None, b"")
+    assert ["shard-0000.lmdb: a frame to be deleted" in line for line in reports] == [True]
+    store.close()
+    store = LmdbStore.open(folder, 40 * MIB, shard_map_bytes=20 * MIB, inspect=True)
+    assert "set aside" in store.notices[0]
+    store.close()
+
+
+def test_a_damaged_value_is_not_replaced_and_the_others_of_its_shard_are(
+    with_broken_value: tuple[LmdbStore, ChunkKey, list[str]],
+) -> None:
+    store, key, _ = with_broken_value
+    with pytest.raises(StoreError, match="damaged value"):
+        put(store, 0, {key: frame_of(1, 5000), key_of(300): frame_of(300, 5000)})
+    assert read(store, 0, key_of(300)) is None
+    put(store, 0, {key_of(n): frame_of(n + 1, 5000) for n in range(200) if key_of(n) != key})
+    assert all(read(store, 0, key_of(n)) == frame_of(n + 1, 5000) for n in range(200) if key_of(n) != key)
+
+
+def test_a_value_whose_first_page_cannot_be_read_is_left_where_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> bytes:
+        raise OSError(errno.EIO, "I/O error")
+
+    fill_both(folder)
+    reports: list[str] = []
+    store = LmdbStore.open(folder, 40 * MIB, shard_map_bytes=20 * MIB, report=reports.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(PageReader, "peek", broken)
+        put(store, 0, {}, [key_of(1), key_of(2)])
+    assert {record.key for record in records_of(store.scan()) if record.shard == 0}.isdisjoint({key_of(1), key_of(2)})
+    assert len(reports) == 1
+    store.close()
+
+
+def test_of_what_is_deleted_nothing_is_read_but_the_first_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame that makes room is seldom in memory: each further page would be one more read of the disk."""
+    store = open_store(folder)
+    put(store, 0, {key_of(n): frame_of(n, 1_000_000) for n in range(8)})
+    store.close()
+    shard = folder / "shard-0000.lmdb"
+    drop_from_page_cache(shard)
+    if pages_of(shard).cached:
+        pytest.skip("a file system that is the page cache")
+    monkeypatch.setattr(directory, "INSPECT_S", 0.0)
+    store = open_store(folder)
+    list(store.scan())
+    before = pages_of(shard).cached
+    put(store, 0, {}, [key_of(n) for n in range(8)])
+    assert pages_of(shard).cached - before < 100, "of 1,960"
+    store.close()

@@ -54,10 +54,12 @@ def test_other_lengths_are_no_entry(stored: bytes) -> None:
 def test_the_first_page_of_a_value_is_told_by_its_number_kind_and_length() -> None:
     header = struct.pack("=QHHI", 9, 0, 4, 3)
     assert is_page_of(header, 9, 3 * 4096 - 16, 4096)
-    assert is_page_of(header, None, 100, 4096)
-    assert not is_page_of(header, 8, 100, 4096)
-    assert not is_page_of(header, 9, 3 * 4096, 4096)
-    assert not is_page_of(struct.pack("=QHHI", 9, 0, 2, 3), 9, 100, 4096)
+    assert is_page_of(header, None, 2 * 4096 - 15, 4096)
+    assert not is_page_of(header, 8, 3 * 4096 - 16, 4096)
+    assert not is_page_of(header, 9, 3 * 4096 - 15, 4096)
+    assert not is_page_of(header, 9, 2 * 4096 - 16, 4096)
+    assert not is_page_of(struct.pack("=QHHI", 9, 0, 2, 3), 9, 3 * 4096 - 16, 4096)
+    assert not is_page_of(header[:15], 9, 3 * 4096 - 16, 4096), "the file ends there"
 
 
 @pytest.mark.parametrize("n_bytes", [1, 500, 1900, 2000, 2038, 4080, 4081, 100_000])
