@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from kvtier.admin.directory import find_stores
+from kvtier.admin.helper import Helper, start_helper
 from kvtier.admin.inspect import examine
 from kvtier.codec import forms
 from kvtier.config import Config
@@ -58,7 +59,7 @@ class Finding:
 def diagnose(config: Config, machine: Machine) -> Iterator[Finding]:
     """Look at everything that can be seen without running an engine, in the order to be shown.
 
-    Writes and removes one file of 16 MiB in the cache directory, if that exists.
+    Writes and removes one file of 16 MiB in the cache directory, if that exists. Starts a helper process, and ends it.
     """
     yield from _software()
     yield from _attempt("host", lambda: _host(config, machine))
@@ -69,6 +70,7 @@ def diagnose(config: Config, machine: Machine) -> Iterator[Finding]:
         if path.is_dir():
             yield from _attempt("disk speed", lambda: _speed(path))
             yield from _attempt("cache", lambda: _cache(path))
+        yield from _attempt("helper", lambda: _helper(model_on_processors=not machine.has_gpu))
 
 
 def _attempt(name: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -188,6 +190,38 @@ def _cache(path: Path) -> Iterator[Finding]:
         n_frames = sum(holding.frames for holding in contents.holdings)
         found = f"{store}: {n_frames:,} frames in {contents.n_shards} shards"
         yield Finding("cache", "warning" if wrong else "ok", found, "; ".join(wrong))
+
+
+def _helper(*, model_on_processors: bool) -> Iterator[Finding]:
+    try:
+        helper = start_helper(model_on_processors=model_on_processors)
+    except KvtierError as error:
+        yield Finding("helper", "error", str(error), "without a helper process vLLM serves, but has no disk tier")
+    else:
+        yield judge(helper, model_on_processors=model_on_processors)
+
+
+def judge(helper: Helper, *, model_on_processors: bool) -> Finding:
+    """What to say of a helper process that starts."""
+    how = (
+        "takes what processors have left (SCHED_IDLE)"
+        if helper.runs_idle
+        else "competes at a low priority (no SCHED_IDLE)"
+    )
+    if not helper.runs_idle and model_on_processors:
+        how = "competes at a low priority (SCHED_OTHER: no GPU here, the model computes on processors)"
+    group = "in its engine's autogroup" if helper.same_group else "in an autogroup of its own"
+    code = "native byte planes" if helper.native else "byte planes in numpy"
+    remedies = [
+        "SCHED_IDLE is refused: allow sched_setscheduler, in a container by its seccomp profile"
+        * (not helper.runs_idle and not model_on_processors),
+        "it competes with the engine as an equal: sysctl kernel.sched_autogroup_enabled=0" * (not helper.same_group),
+        "it does not find the native code that is found here"
+        * (not helper.native and forms.best_form().name == forms.NativeForm.name),
+    ]
+    remedy = "; ".join(filter(None, remedies))
+    found = f"starts in {helper.start_s:.1f} s, {how}, {group}, {code}"
+    return Finding("helper", "warning" if remedy else "ok", found, remedy)
 
 
 def _is_mapped(file: Path) -> bool:

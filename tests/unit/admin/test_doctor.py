@@ -1,19 +1,26 @@
 """kvtier doctor: what it finds and what it advises. The engine of the identity check is integration/vllm's to run."""
 
 import json
+import os
+import re
 import resource
+import signal
 import sys
+import tempfile
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kvtier.admin import doctor, identity
+from kvtier.admin import doctor, helper, identity
 from kvtier.admin.doctor import Finding, diagnose
 from kvtier.cli.main import main
 from kvtier.codec import forms
 from kvtier.config import Config, parse
 from kvtier.errors import InputError
+from kvtier.helper.life import Life
 from kvtier.machine import Machine
 from tests.rigs.cache_dir import CacheDir
 
@@ -38,7 +45,18 @@ def found(name: str, settings: Config, machine: Machine = MACHINE) -> Finding:
 
 def test_a_healthy_machine_has_no_errors(cache: CacheDir) -> None:
     levels = {finding.name: finding.level for finding in diagnose(config(cache.path, capacity="1GiB"), MACHINE)}
-    assert set(levels) >= {"python", "vllm", "plugin", "libraries", "host", "disk", "open files", "disk speed", "cache"}
+    assert set(levels) >= {
+        "python",
+        "vllm",
+        "plugin",
+        "libraries",
+        "host",
+        "disk",
+        "open files",
+        "disk speed",
+        "cache",
+        "helper",
+    }
     assert "error" not in levels.values()
 
 
@@ -107,6 +125,69 @@ def test_what_cannot_be_looked_at_is_an_error_and_the_rest_is_looked_at(cache: C
     findings = {finding.name: finding for finding in diagnose(config(cache.path), MACHINE)}
     assert "99" in findings["cache"].found
     assert findings["disk speed"].level != "error"
+
+
+def test_a_helper_process_is_started_and_looked_at_and_nothing_of_it_stays(tmp_path: Path) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("kvtier-doctor-*"))
+    finding = found("helper", config(tmp_path))
+    seconds, *rest = finding.found.split(", ")
+    assert re.fullmatch(r"starts in \d+\.\d s", seconds)
+    assert rest == [
+        "takes what processors have left (SCHED_IDLE)",
+        "in its engine's autogroup",
+        "native byte planes" if forms.best_form().name == forms.NativeForm.name else "byte planes in numpy",
+    ]
+    assert finding.level == "ok"
+    assert set(Path(tempfile.gettempdir()).glob("kvtier-doctor-*")) == before
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("kvtier")]
+
+
+def test_a_helper_process_beside_a_model_on_processors_competes_and_that_is_right(tmp_path: Path) -> None:
+    finding = found("helper", config(tmp_path), replace(MACHINE, has_gpu=False))
+    assert (finding.level, "competes at a low priority (SCHED_OTHER: no GPU" in finding.found) == ("ok", True)
+
+
+def test_a_helper_process_that_cannot_be_started_is_an_error_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    finding = found("helper", config(tmp_path))
+    assert finding.level == "error"
+    assert "cannot be started: [Errno 2]" in finding.found
+
+
+def test_a_helper_process_that_does_not_get_ready_is_killed_and_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = Life.__init__
+    pids: list[int] = []
+
+    def stopped(life: Life, *arguments: object, **named: object) -> None:
+        begin(life, *arguments, **named)  # type: ignore[arg-type]
+        pids.append(life.pid)
+        os.kill(life.pid, signal.SIGSTOP)
+
+    monkeypatch.setattr(Life, "__init__", stopped)
+    monkeypatch.setattr(helper, "LIMIT_S", 0.5)
+    finding = found("helper", config(tmp_path))
+    assert (finding.level, finding.found) == ("error", "it was not ready after 0.5 s")
+    assert not Path(f"/proc/{pids[0]}").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "advice"),
+    [
+        ({"policies": frozenset({os.SCHED_OTHER})}, "allow sched_setscheduler"),
+        ({"policies": frozenset({os.SCHED_IDLE, os.SCHED_OTHER})}, "allow sched_setscheduler"),
+        ({"same_group": False}, "kernel.sched_autogroup_enabled=0"),
+    ],
+)
+def test_a_helper_process_that_would_compete_with_the_engine_is_a_warning(wrong: dict[str, Any], advice: str) -> None:
+    good = helper.Helper(0.5, frozenset({os.SCHED_IDLE}), same_group=True, native=True)
+    assert doctor.judge(good, model_on_processors=False).level == "ok"
+    finding = doctor.judge(replace(good, **wrong), model_on_processors=False)
+    assert finding.level == "warning"
+    assert advice in finding.remedy
 
 
 def test_the_command_answers_in_json_and_exits_by_the_worst(
