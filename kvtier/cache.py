@@ -7,6 +7,7 @@ Transfer threads take work (next_spills, place) and report back (promoted, spill
 from __future__ import annotations
 
 import threading
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from kvtier.backlog import CLEAN_SHARE, Backlog
@@ -16,10 +17,10 @@ from kvtier.policy.gate import LoadGate
 from kvtier.promotions import PINNED_SHARE, UNDER_WAY, Promotions
 from kvtier.residency import PROMOTING, READY, Chain, Offload, Placement, Promises, Promotion, Resident, State
 from kvtier.tiers.host import MAX_OFFLOAD_SCAN
-from kvtier.types import LOOKUP_HIT, LOOKUP_MISS, LOOKUP_PENDING, SOURCE_HOST, Miss, Source
+from kvtier.types import LOOKUP_HIT, LOOKUP_MISS, LOOKUP_PENDING, SOURCE_HOST, Found, Miss, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from kvtier.budget import WriteBudget
     from kvtier.tiers.disk import DiskTier
@@ -31,6 +32,10 @@ QUARANTINE_STEPS = 16
 
 PROMISE_STEPS = 256
 """Engine steps after which promises of a request that is not looked up any more are taken back."""
+
+
+N_AT_ONCE = 64
+"""Chunks of a prefix that are looked up under the lock at a time. That takes about 60 us, and transfer threads wait."""
 
 
 class TieredCache(Promotions):
@@ -105,23 +110,29 @@ class TieredCache(Promotions):
         any more for PROMISE_STEPS. A chunk on disk starts its promotion here, if a slot can be had; otherwise MISS, so
         that a prefix longer than the pool yields its longest loadable head.
         """
-        self._lock.acquire()  # by hand: with a `with` it takes three times as long, and this runs for every chunk
-        try:
+        with self._lock:
             chain.seen_step = self._step
-            resident = self.host.get(key)
-            if resident is None:
-                return self._lookup_disk(chain, key)
-            if resident.spoilt:
-                return self._miss(chain, key, Miss.LOAD_FAILED)
-            if key not in chain.promises:
-                if resident.state is PROMOTING and not self._gate.joins(chain):
-                    return self._miss(chain, key, Miss.GATE)
-                self._promises.give(chain, resident)
-                chain.sources.setdefault(key, SOURCE_HOST)
-                self.host.policy.refresh(key)  # pinned chunks at the cold end would be in the way of evictions
-            return LOOKUP_HIT if resident.state is READY else LOOKUP_PENDING
-        finally:
-            self._lock.release()
+            return self._lookup(chain, key)
+
+    def lookup_prefix(self, chain: Chain, keys: Iterable[ChunkKey], *, n_at_once: int = N_AT_ONCE) -> Found:
+        """`lookup` of `keys`, all different, head first and up to the first MISS. Takes half the time.
+
+        Takes the lock for `n_at_once` of them at a time.
+        """
+        n_chunks, pending, left = 0, False, iter(keys)
+        while some := list(islice(left, n_at_once)):
+            with self._lock:
+                chain.seen_step = self._step
+                if self._stand_in_line(chain, some):
+                    n_chunks, pending = n_chunks + len(some), True
+                    continue
+                for key in some:
+                    answer = self._lookup(chain, key)
+                    if answer is LOOKUP_MISS:
+                        return Found(n_chunks, pending)
+                    n_chunks += 1
+                    pending |= answer is LOOKUP_PENDING
+        return Found(n_chunks, pending)
 
     def begin_walk(self, chain: Chain, n_chunks: int = 1, n_before: int = 0) -> bool:
         """The engine is about to ask for the keys of `chain` from the head; False if promotions are under way still.
@@ -402,6 +413,20 @@ class TieredCache(Promotions):
             assert self._n_promoting >= (self._max_under_way if self._promises.n_waiting else 0)
 
     # ---- under the lock ---------------------------------------------------------------------------------------------
+
+    def _lookup(self, chain: Chain, key: ChunkKey) -> Lookup:
+        resident = self.host.get(key)
+        if resident is None:
+            return self._lookup_disk(chain, key)
+        if resident.spoilt:
+            return self._miss(chain, key, Miss.LOAD_FAILED)
+        if key not in chain.promises:
+            if resident.state is PROMOTING and not self._gate.joins(chain):
+                return self._miss(chain, key, Miss.GATE)
+            self._promises.give(chain, resident)
+            chain.sources.setdefault(key, SOURCE_HOST)
+            self.host.policy.refresh(key)  # pinned chunks at the cold end would be in the way of evictions
+        return LOOKUP_HIT if resident.state is READY else LOOKUP_PENDING
 
     def _lookup_disk(self, chain: Chain, key: ChunkKey) -> Lookup:
         disk = self.disk

@@ -30,7 +30,7 @@ PINNED_SHARE = 0.875
 
 UNDER_WAY = 16
 """Promotions that are under way before more of them stand in line; more than there are threads to read. Beginning one
-takes about 10 us of the scheduler's time, standing in line about 1."""
+takes about 10 us of the scheduler's time, standing in line less than 1."""
 
 
 class Promotions(Holdings):
@@ -62,11 +62,27 @@ class Promotions(Holdings):
         if not fits or not chain.may_promote:
             return False
         if self._n_promoting >= self._max_under_way:
-            promises.wait(chain, key)
+            promises.wait(chain, (key,))
         elif not self._begin_promotion(chain, key):
             return False
         chain.sources[key] = SOURCE_DISK
         chain.may_promote -= 1
+        return True
+
+    def _stand_in_line(self, chain: Chain, keys: list[ChunkKey]) -> bool:
+        """`_promote` each of `keys`, if that comes to all of them standing in line; else False, and nothing is done."""
+        promises, disk = self._promises, self.disk
+        if disk is None or not self.disk_readable or self._n_promoting < self._max_under_way:
+            return False
+        fits = promises.n_residents + promises.n_waiting + len(keys) <= self._max_pinned
+        if not fits or chain.may_promote is None or chain.may_promote < len(keys):
+            return False
+        new = chain.waiting.keys().isdisjoint(keys) and self.host.has_none_of(keys)
+        if not new or not disk.all_ready(keys):
+            return False
+        promises.wait(chain, keys)
+        chain.sources.update(dict.fromkeys(keys, SOURCE_DISK))
+        chain.may_promote -= len(keys)
         return True
 
     def _begin_promotion(self, chain: Chain, key: ChunkKey, *, probe: bool = False) -> bool:

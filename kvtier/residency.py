@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from kvtier.types import ChunkKey, Miss, Source
 
@@ -139,13 +139,13 @@ class Promises:
         chain.promises[resident.key] = resident
         chain.pending += resident.state is not READY
 
-    def wait(self, chain: Chain, key: ChunkKey) -> None:
-        """Promise that the promotion of `key`, for which `chain` does not wait yet, begins after all that wait now."""
+    def wait(self, chain: Chain, keys: Sequence[ChunkKey]) -> None:
+        """Promise that promotions of `keys`, for which `chain` does not wait yet, begin after all that wait now."""
         if not chain.waiting:
             self._line.append(chain)
-        chain.waiting[key] = None
-        chain.pending += 1
-        self.n_waiting += 1
+        chain.waiting.update(dict.fromkeys(keys))
+        chain.pending += len(keys)
+        self.n_waiting += len(keys)
 
     def next_waiting(self) -> tuple[Chain, ChunkKey]:
         """Who has waited longest, and for what; that it does not any more. There must be one."""

@@ -33,6 +33,13 @@ LOOKUP_HIT, LOOKUP_PENDING, LOOKUP_MISS = Lookup.HIT, Lookup.PENDING, Lookup.MIS
 """For the scheduler's thread: in Python 3.11 to find a member in its enum takes a tenth of a lookup."""
 
 
+class Found(NamedTuple):
+    """What a tier hierarchy answers when asked for a prefix."""
+
+    n_chunks: int  # so many from the head, up to the first MISS
+    pending: bool  # some of them are on their way up: ask again
+
+
 class Miss(IntEnum):
     """Why a prefix ended where it did. Order is the order of the hit-rate log line; values index counters."""
 

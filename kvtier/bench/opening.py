@@ -24,7 +24,7 @@ from kvtier.store.listing import give_back_memory
 from kvtier.store.lmdb import LmdbStore
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.host import HostTier
-from kvtier.types import ChunkKey, Lookup
+from kvtier.types import ChunkKey, Found
 
 _PREFIX_CHUNKS = 1_000
 _N_WALKS = 9
@@ -110,11 +110,11 @@ def _lookups(disk: DiskTier, n_chunks: int, stride: int) -> tuple[float, float, 
         prefix = _prefix(walk, n_chunks, stride)
         chain = cache.open_chain()
         cache.begin_walk(chain, len(prefix))
-        disk_ms.append(_ms(lambda: _walk(cache, chain, prefix, Lookup.PENDING)))  # noqa: B023 - called at once
+        disk_ms.append(_ms(lambda: _walk(cache, chain, prefix, Found(len(prefix), pending=True))))  # noqa: B023 - called at once
         landing_us.append(_ms(lambda: _land(cache, jobs)) * 1e3 / len(prefix))
         jobs.clear()
         cache.begin_walk(chain, len(prefix))
-        host_ms.append(_ms(lambda: _walk(cache, chain, prefix, Lookup.HIT)))  # noqa: B023 - called at once
+        host_ms.append(_ms(lambda: _walk(cache, chain, prefix, Found(len(prefix), pending=False))))  # noqa: B023 - called at once
         cache.close_chain(chain)
     return statistics.median(disk_ms), statistics.median(host_ms), statistics.median(landing_us)
 
@@ -124,10 +124,10 @@ def _land(cache: TieredCache, jobs: list[Promotion]) -> None:
         cache.promoted(job, None)
 
 
-def _walk(cache: TieredCache, chain: Chain, prefix: list[ChunkKey], expected: Lookup) -> None:
-    for key in prefix:
-        if cache.lookup(chain, key) is not expected:
-            raise AssertionError(f"{key.hex()}: not {expected}")
+def _walk(cache: TieredCache, chain: Chain, prefix: list[ChunkKey], expected: Found) -> None:
+    found = cache.lookup_prefix(chain, prefix)
+    if found != expected:
+        raise AssertionError(f"{found}, not {expected}")
 
 
 def _prefix(walk: int, n_chunks: int, stride: int) -> list[ChunkKey]:

@@ -15,7 +15,7 @@ from kvtier.store.listing import coldest_first
 from kvtier.types import chunk_hash_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from kvtier.policy.linked import LinkedSlru
     from kvtier.store.listing import Columns, Listing
@@ -103,6 +103,10 @@ class DiskTier:
     def is_ready(self, key: ChunkKey) -> bool:
         """Whether the chunk's frame is committed."""
         return key in self._rows and key not in self._writing
+
+    def all_ready(self, keys: Collection[ChunkKey]) -> bool:
+        """`is_ready` of all `keys`. With nothing in between, the processor waits for several of them at a time."""
+        return self._writing.isdisjoint(keys) and all(map(self._rows.__contains__, keys))
 
     def pin(self, key: ChunkKey) -> Frame:
         """The chunk, present, is going to be read: it does not make room until `unpin`."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kvtier.residency import Resident, State
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
+    from collections.abc import Container, Iterable, Iterator
 
     from kvtier.policy.slru import Slru
     from kvtier.types import ChunkKey
@@ -58,6 +58,10 @@ class HostTier:
     def get(self, key: ChunkKey) -> Resident | None:
         """The chunk's resident, in whatever state."""
         return self._residents.get(key)
+
+    def has_none_of(self, keys: Iterable[ChunkKey]) -> bool:
+        """Whether all `keys` are absent."""
+        return self._residents.keys().isdisjoint(keys)
 
     def touch(self, key: ChunkKey) -> None:
         """The chunk, present, was used again."""

@@ -16,7 +16,7 @@ from kvtier.policy.slru import Slru
 from kvtier.residency import Placement, Promotion, Resident, State
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.host import HostTier
-from kvtier.types import ChunkKey, Lookup, Miss
+from kvtier.types import ChunkKey, Found, Lookup, Miss
 from tests.rigs.machine import OUTCOMES, TROUBLES, Copy, Purse, Request, frame_bytes
 
 SHARD_BYTES = 60
@@ -130,8 +130,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.requests.append(Request(text, min(n_device, len(text)), self.cache.open_chain(), seen_step=self.step))
 
     @precondition(lambda self: self.requests)
-    @rule(pick=picks)
-    def walk(self, pick: int) -> None:
+    @rule(pick=picks, n_at_once=st.integers(0, 3))
+    def walk(self, pick: int, n_at_once: int = 0) -> None:
         request = self.requests[pick % len(self.requests)]
         request.promised = self.kept(request)
         request.seen_step = self.step
@@ -143,6 +143,7 @@ class CacheMachine(RuleBasedStateMachine):
             return
         answers = []
         keys = self.keys(request.text)[request.n_device :]
+        found = self.cache.lookup_prefix(request.chain, keys, n_at_once=n_at_once) if n_at_once else None
         for key in keys:
             before = self.host.get(key)
             answer = self.cache.lookup(request.chain, key)
@@ -151,15 +152,14 @@ class CacheMachine(RuleBasedStateMachine):
                 assert request.chain.miss is not None
                 assert before is None or before.spoilt
                 break
+            answers.append(answer)
             if resident is None:
                 assert key in request.chain.waiting
-                answers.append(answer)
                 continue
             assert (answer is Lookup.HIT) == (resident.state is State.READY)
-            if answer is Lookup.HIT:
-                assert self.slots[resident.slot] == key
-            answers.append(answer)
+            assert answer is not Lookup.HIT or self.slots[resident.slot] == key
             request.promised[key] = resident
+        assert found in (None, Found(len(answers), Lookup.PENDING in answers))
         if Lookup.PENDING not in answers:
             request.hits = keys[: len(answers)]
 

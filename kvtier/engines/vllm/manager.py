@@ -30,10 +30,10 @@ from kvtier.engines.vllm.settings import settle
 from kvtier.engines.vllm.warm import first_slots
 from kvtier.keys import FAMILY_BYTES, NO_ADAPTER, NO_TENANT
 from kvtier.observe.stats import Stats
-from kvtier.types import ChunkKey, Geometry, Lookup, Source
+from kvtier.types import ChunkKey, Found, Geometry, Lookup, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
 
     from kvtier.depot import SharedPool
     from kvtier.residency import Chain
@@ -128,6 +128,13 @@ class KVTierManager(OffloadingManager):
         """Where is one chunk?"""
         request = self._request(req_context)
         return _LOOKUP[self._cache.lookup(request.chain, ChunkKey(request.prefix + key))]
+
+    @_fenced(lambda: Found(0, pending=False))
+    def lookup_prefix(self, keys: Iterable[bytes], req_context: ReqContext) -> Found:
+        """`lookup` of chunks that follow each other, head first and up to the first that is a miss."""
+        request = self._request(req_context)
+        prefix = request.prefix
+        return self._cache.lookup_prefix(request.chain, (ChunkKey(prefix + key) for key in keys))
 
     @_fenced(lambda: CacheHitSource.EXTERNAL_UNSPECIFIED)
     def get_load_source(self, key: bytes, req_context: ReqContext) -> CacheHitSource:

@@ -1,4 +1,4 @@
-"""Scheduler side: vLLM's bookkeeping in, the same without chunks that have holes out."""
+"""Scheduler side: vLLM's bookkeeping in, the same without chunks that have holes out; and prefixes asked for whole."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import OffloadingConnectorScheduler
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vllm.v1.core.sched.output import SchedulerOutput
 
 
@@ -31,6 +33,16 @@ class WholeChunksScheduler(OffloadingConnectorScheduler):
             loading = {job.req_id for job in self._current_batch_load_jobs.values()}
             scheduler_output = replace(scheduler_output, preempted_req_ids=preempted - loading)
         return super().build_connector_meta(scheduler_output)
+
+    def _maximal_prefix_lookup(self, keys: Iterable[bytes], req_context: Any, *rest: Any) -> int | None:
+        """As vLLM's, which asks for each chunk by itself, in one call.
+
+        Unless it has to tell its event tracker of each that hits.
+        """
+        if self._events_tracker.self_describing_enabled:
+            return super()._maximal_prefix_lookup(keys, req_context, *rest)
+        found = self.manager.lookup_prefix(keys, req_context)
+        return None if found.pending else found.n_chunks
 
     def _build_store_jobs(self, scheduler_output: SchedulerOutput) -> Any:
         if self._sliding_window_groups and self.config.blocks_per_chunk > 1:

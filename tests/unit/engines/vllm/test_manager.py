@@ -1,12 +1,14 @@
 """The manager between vLLM's calls and the cache, with no engine: the test makes vLLM's calls."""
 
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm", reason="the engine is not installed")
 
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import OffloadingConnectorScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_offload.base import LookupResult, ReqContext
 
@@ -14,8 +16,9 @@ from kvtier import config
 from kvtier.build import build
 from kvtier.engines.vllm.manager import KVTierManager
 from kvtier.engines.vllm.metadata import ImpossibleLoadSpec
+from kvtier.engines.vllm.scheduler import WholeChunksScheduler
 from kvtier.keys import Namespace
-from kvtier.types import Geometry
+from kvtier.types import Found, Geometry
 
 CHUNK_BYTES = 4096
 
@@ -75,6 +78,50 @@ def test_a_failed_load_is_not_found_again(vllm: Vllm) -> None:
     vllm.manager.mark_failed([b"a"], vllm.request("reads"))
     vllm.manager.complete_load([b"a"], vllm.request("reads"))
     assert vllm.manager.lookup(b"a", vllm.request("reads")) is LookupResult.MISS
+
+
+def test_a_prefix_is_found_up_to_the_first_chunk_that_is_missing(vllm: Vllm) -> None:
+    vllm.store("first", [b"a"])
+    assert vllm.manager.lookup_prefix([b"a", b"b", b"a"], vllm.request("reads")) == Found(1, pending=False)
+
+
+def test_a_prefix_in_a_request_that_cannot_be_looked_up_is_a_miss(vllm: Vllm) -> None:
+    vllm.store("first", [b"a"])
+    broken: Any = [b"a", None]
+    assert vllm.manager.lookup_prefix(broken, vllm.request("reads")) == Found(0, pending=False)
+    assert vllm.kvtier.cache.stats.engine_errors == 1
+
+
+class Walk(WholeChunksScheduler):
+    """vLLM's scheduler half, of which there is only what walks a prefix; it hears of hits if it is to describe them."""
+
+    def __init__(self, manager: KVTierManager, *, describes: bool = False) -> None:
+        self.manager = manager
+        self.hits: list[bytes] = []
+        self._events_tracker: Any = SimpleNamespace(
+            self_describing_enabled=describes, record_lookup=lambda *what: self.hits.append(what[-1])
+        )
+
+
+@pytest.mark.parametrize("prefix", [[b"x"], [b"a"], [b"a", b"x", b"a"], [b"a", b"b"], [b"a", b"c"], [b"c", b"x"], []])
+def test_vllm_is_told_of_a_prefix_what_asking_for_each_chunk_would_have_told_it(prefix: list[bytes]) -> None:
+    engine = Vllm(n_slots=3)
+    try:
+        engine.store("first", [b"a", b"b"])
+        engine.manager.prepare_store([b"c"], engine.request("is storing"))
+        walk: Any = Walk(engine.manager)
+        ours = walk._maximal_prefix_lookup(prefix, engine.request("asks"), None, None, 0)
+        by_vllm: Any = OffloadingConnectorScheduler._maximal_prefix_lookup
+        assert ours == by_vllm(walk, prefix, engine.request("asks too"), None, None, 0)
+    finally:
+        engine.manager.shutdown()
+
+
+def test_a_vllm_that_describes_what_hits_hears_of_each_chunk(vllm: Vllm) -> None:
+    vllm.store("first", [b"a"])
+    walk: Any = Walk(vllm.manager, describes=True)
+    assert walk._maximal_prefix_lookup([b"a", b"x"], vllm.request("asks"), None, None, 0) == 1
+    assert walk.hits == [b"a"]
 
 
 def step(vllm: Vllm, n_tokens: dict[str, int], *, guessed: Sequence[str] = ()) -> None:
