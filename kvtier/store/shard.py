@@ -35,6 +35,11 @@ filled to the last page could never be emptied again."""
 ERASE_WAIT_S: Final = 10.0
 """How long erasing waits for others to end a read of a shard that began before the last write to it."""
 
+MOST_LEFT: Final = 8
+"""So many unreadable values of a shard may be a bad spot of the medium. More of them are a medium that fails: nothing
+can be deleted until it heals, and then all of it."""
+
+_BAD_PAGE: Final = frozenset({errno.EIO, errno.EBADMSG, errno.ENODATA, errno.EUCLEAN})
 _NEARLY_FULL_BYTES = 16 << 20
 
 Peek = Callable[[int, int], bytes]
@@ -224,19 +229,19 @@ class Shard:
     def _apply(
         self, puts: dict[ChunkKey, memoryview], deletes: Sequence[ChunkKey], written_ns: int, peek: Peek
     ) -> list[Run]:
-        runs = []
+        runs, n_left = [], self.n_left
         with self._env.begin(write=True, buffers=True) as txn:
             if puts and self._pages(txn) + sum(map(self._frame_pages, puts.values())) > self._full_pages:
                 raise lmdb.MapFullError("this shard's share of pages in use")
             changes: list[Change] = []
             for key in deletes:
-                may_go = self._may_free(txn, key, peek)
-                self.n_left += not may_go
+                may_go = self._may_free(txn, key, peek, n_left)
+                n_left += not may_go
                 was_listed = txn.delete(key, db=self._index)
                 if (may_go and txn.delete(key, db=self._frames)) or was_listed:
                     changes.append(Change(key, None))
             for key, frame in puts.items():
-                if not self._may_free(txn, key, peek):
+                if not self._may_free(txn, key, peek, n_left):
                     raise StoreError(f"{self.path} has a damaged value where {key.hex()} is to be written")
                 txn.put(key, frame, db=self._frames)
                 stored = memoryview(txn.get(key, b"", db=self._frames))
@@ -249,16 +254,18 @@ class Shard:
                 self._log_changes(txn, changes)
             self._dirty = True
             number = txn.id()
+        self.n_left = n_left
         if changes:  # LMDB gives the number of a transaction that changed nothing to the next one
             self._own_txns.add(number)
             self._know(self._known_txn)
         return runs
 
-    def _may_free(self, txn: lmdb.Transaction, key: ChunkKey, peek: Peek) -> bool:
+    def _may_free(self, txn: lmdb.Transaction, key: ChunkKey, peek: Peek, n_left: int) -> bool:
         """Whether what is stored of `key`, if anything, can be given to LMDB to delete or replace.
 
         A value whose first page is not what it was, or cannot be read, is better left where it is: LMDB would give away
-        pages of other frames, or end the process. It is nobody's then, and the walk of a start finds it.
+        pages of other frames, or end the process. It is nobody's then, and the walk of a start finds it. OSError when
+        that has been enough, or it is not the page's fault.
         """
         page, n_bytes = 0, -1
         with suppress(struct.error):
@@ -267,7 +274,9 @@ class Shard:
         if page:
             try:  # LMDB is going to look there as well: it is not read twice
                 header = peek(page * self.page_bytes, PAGE_HEADER_BYTES)
-            except OSError:
+            except OSError as error:
+                if error.errno not in _BAD_PAGE or n_left >= MOST_LEFT:
+                    raise
                 return False
             if is_page_of(header, page, n_bytes, self.page_bytes):
                 return True

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lmdb
@@ -13,6 +13,7 @@ from kvtier.store import directory
 from kvtier.store.direct import PageReader
 from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
+from kvtier.store.shard import MOST_LEFT
 from kvtier.testing.contracts import frame_of, key_of, put, read
 from kvtier.types import ChunkKey
 from tests.rigs.lmdb_store import (
@@ -337,20 +338,42 @@ def test_a_damaged_value_is_not_replaced_and_the_others_of_its_shard_are(
     assert all(read(store, 0, key_of(n)) == frame_of(n + 1, 5000) for n in range(200) if key_of(n) != key)
 
 
+def failing(code: int) -> Callable[..., bytes]:
+    def peek(*_: object) -> bytes:
+        raise OSError(code, os.strerror(code))
+
+    return peek
+
+
 def test_a_value_whose_first_page_cannot_be_read_is_left_where_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> bytes:
-        raise OSError(errno.EIO, "I/O error")
-
     fill_both(folder)
     reports: list[str] = []
     store = LmdbStore.open(folder, 40 * MIB, shard_map_bytes=20 * MIB, report=reports.append)
     with monkeypatch.context() as patch:
-        patch.setattr(PageReader, "peek", broken)
+        patch.setattr(PageReader, "peek", failing(errno.EIO))
         put(store, 0, {}, [key_of(1), key_of(2)])
     assert {record.key for record in records_of(store.scan()) if record.shard == 0}.isdisjoint({key_of(1), key_of(2)})
     assert len(reports) == 1
+    store.close()
+
+
+@pytest.mark.parametrize(("code", "n_deleted"), [(errno.EIO, MOST_LEFT + 1), (errno.EMFILE, 1)])
+def test_when_it_is_not_one_bad_page_nothing_is_deleted_until_that_is_over(
+    code: int, n_deleted: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_both(folder)
+    store = open_store(folder)
+    deletes = [key_of(n) for n in range(n_deleted)]
+    with monkeypatch.context() as patch:
+        patch.setattr(PageReader, "peek", failing(code))
+        with pytest.raises(StoreError, match="cannot be written"):
+            put(store, 0, {}, deletes)
+    assert all(read(store, 0, key) for key in deletes)
+    put(store, 0, {}, deletes)
+    with store._shards[0]._env.begin() as txn:
+        assert txn.stat(store._shards[0]._frames)["entries"] == 200 - n_deleted
     store.close()
 
 
