@@ -13,6 +13,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from kvtier.bench.store import key_of
@@ -75,12 +76,12 @@ def _keys(n_chunks: int) -> dict[str, float]:
     keys = dict.fromkeys(map(key_of, numbers))
     open_s = time.perf_counter() - started
     rss_bytes = _memory()["VmRSS"] - before["VmRSS"]
-    prefix = _prefix(0, n_chunks, _STRIDE)
+    prefixes = [_prefix(walk, n_chunks, _STRIDE) for walk in range(_N_WALKS)]
     ordered: OrderedDict[ChunkKey, None] = OrderedDict()
     return {
         "open_s": open_s,
         "rss_bytes": rss_bytes,
-        "lookup_ms": statistics.median(_ms(lambda: [key in keys for key in prefix]) for _ in range(_N_WALKS)),
+        "lookup_ms": statistics.median(_ms(partial(list, map(keys.__contains__, prefix))) for prefix in prefixes),
         "insert_ns": _each_ns(ordered.setdefault),
         "touch_ns": _each_ns(ordered.move_to_end),
     }
