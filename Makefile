@@ -26,7 +26,7 @@ $(engine): tools/setup.sh
 	@tools/setup.sh engine $(VENV) $(PYTHON)
 	@touch $@
 
-$(project): pyproject.toml setup.py kvtier/codec/_planes.c $(engine)
+$(project): pyproject.toml setup.py $(wildcard kvtier/codec/*.[ch]) $(engine)
 	@tools/setup.sh project $(VENV)
 	@touch $@
 

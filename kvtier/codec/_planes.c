@@ -1,10 +1,12 @@
 /* Byte planes in native code: 16-bit values <-> their low and high bytes, in one pass each and without the GIL.
  *
- * join() has zstd decode the high bytes block by block and puts each block together with the low ones while it is in
- * the processor's cache. zstd is the one in python-zstandard: its functions come as addresses. */
+ * join() decodes the high bytes block by block and puts each block together with the low ones while it is in the
+ * processor's cache. zstd, which does what _literals.c leaves, is the one in python-zstandard: its functions come as
+ * addresses. */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
+#include "_literals.h"
 #include <stddef.h>
 #include <stdint.h>
 #if defined(__SSE2__)
@@ -110,7 +112,24 @@ static void join_rows(const rows_t *rows, size_t at, size_t end, const uint8_t *
     }
 }
 
-static long long join_section(const zstd_t *zstd, void *context, const Py_buffer *low, const Py_buffer *section,
+/* Whether this was a frame such as kvtier writes; if not, what `out` holds is to be written over. */
+static int join_literals(const Py_buffer *low, const Py_buffer *section, uint8_t *high, const rows_t *out)
+{
+    literals_t state;
+    size_t n_values = (size_t)low->len, n_high = 0;
+    if (!literals_begin(&state, section->buf, (size_t)section->len))
+        return 0;
+    do {
+        ptrdiff_t n = literals_next(&state, high + n_high, n_values - n_high);
+        if (n < 0)
+            return 0;
+        join_rows(out, n_high, n_high + (size_t)n, low->buf, high);
+        n_high += (size_t)n;
+    } while (!state.last);
+    return n_high == n_values && state.at == state.end;
+}
+
+static long long join_by_zstd(const zstd_t *zstd, void *context, const Py_buffer *low, const Py_buffer *section,
                               const Py_buffer *scratch, const rows_t *out)
 {
     const uint8_t *source = section->buf;
@@ -131,10 +150,19 @@ static long long join_section(const zstd_t *zstd, void *context, const Py_buffer
         at += wanted;
         n_high += code;
     }
+    return at < n_source ? TOO_LONG : n_high < n_values ? CUT_SHORT : WHOLE;
+}
+
+static long long join_section(const zstd_t *zstd, void *context, const Py_buffer *low, const Py_buffer *section,
+                              const Py_buffer *scratch, const rows_t *out)
+{
+    long long outcome = WHOLE;
+    if (!join_literals(low, section, scratch->buf, out))
+        outcome = join_by_zstd(zstd, context, low, section, scratch, out);
 #if defined(__SSE2__)
     _mm_sfence();
 #endif
-    return at < n_source ? TOO_LONG : n_high < n_values ? CUT_SHORT : WHOLE;
+    return outcome;
 }
 
 static PyObject *split(PyObject *module, PyObject *args)

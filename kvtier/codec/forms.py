@@ -3,11 +3,12 @@
 Native code (`_planes.c`) needs a compiler when kvtier is installed, and python-zstandard's cffi module, through which
 it reaches zstd; without either, numpy does the same in more passes. GB/s of KV for each second of this thread's
 processor time, captured bf16 KV of SmolLM2-135M, chunks of 2.8 MiB in and out of slots that no cache holds, 2026-11-21:
-                                  split   zstd and join
+                                  split   decode and join
   numpy, two passes each            6.3            1.82
   native, one pass after zstd      10.9     1.96 to 2.19
-  native, block by block           10.9     2.42 to 2.45
-Of both `zstd` alone takes 0.30 s/GB, which is 3.3 GB/s.
+  native, zstd block by block      10.9     2.42 to 2.55
+  native, without zstd             10.9     3.62 to 3.77
+Of the others `zstd` alone takes 0.30 s/GB, which is 3.3 GB/s.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def describe() -> str:
 
 
 class NativeForm:
-    """One pass, and zstd's output joined while it is in the processor's cache."""
+    """One pass; what was decoded is joined while the cache has it. zstd does what is not plain literals."""
 
     name = "native"
 
