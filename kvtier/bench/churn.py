@@ -1,6 +1,6 @@
 """Churn: a full disk tier that replaces a frame for every frame it takes, turn after turn -> does it keep its speed?
 
-Frames of varying size go through DiskTier and LmdbStore as the spill thread sends them, sealed beforehand, so that
+Frames of varying size go through DiskTier and LmdbStore as the spill threads send them, sealed beforehand, so that
 store and accounting are measured and not the codec. Victims are drawn at random, taken oldest first, or chosen by the
 policy on a made-up trace of conversations. GB/s are of frames as stored, the disk's waiting included.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from kvtier.residency import Placement
 from kvtier.store.direct import start_writeback
 from kvtier.store.lmdb import LmdbStore, shard_map_bytes_for
 from kvtier.tiers.disk import MAX_VICTIM_SCAN, DiskTier
+from kvtier.transfer.batch import Workers, in_parallel
+from kvtier.transfer.mover import SPILL_BATCH, SPILL_THREADS
 from kvtier.types import ChunkKey
 
 VICTIMS = ("random", "policy", "fifo")
@@ -35,7 +38,6 @@ _TURNS, _TURNS_LARGE, _LARGE_BYTES = 10, 3, 8 << 30
 _SMALLEST, _LARGEST = 0.62, 0.76
 """Stored bytes of a frame as shares of its chunk: bf16 KV compresses 1.45 times, give or take a tenth."""
 
-_BATCH = 8  # frames in one round of the spill thread
 _SYNC_EVERY_S = 5.0
 _CAPACITY_PER_FRAME_BYTE = 1.25  # live bytes are at most 0.8 of what the tier may take
 _PEER_BYTES = 1 << 30
@@ -143,20 +145,23 @@ class _Tier:
         self._keys = _conversations(self._tier, self._rng) if victims == "policy" else map(key_of, count())
         self._chunk_bytes = conditions.chunk_bytes
         self._noise = memoryview(_rng(1).randbytes(2 * conditions.chunk_bytes))
+        self._helpers = Workers(SPILL_THREADS - 1, "churn", prepare=lambda: None)
+        self._tier_lock = threading.Lock()
         self._synced_s = time.perf_counter()
 
     def batch(self) -> int:
-        """One round of the spill thread; bytes of frames that came to disk."""
+        """One round of the spill threads; bytes of frames that came to disk."""
         by_shard: dict[int, list[tuple[Placement, memoryview]]] = {}
-        for _ in range(_BATCH):
+        for _ in range(SPILL_BATCH):
             start = self._rng.randrange(self._chunk_bytes)
             frame = self._noise[start : start + int(self._chunk_bytes * self._rng.uniform(_SMALLEST, _LARGEST))]
             placement = self._tier.place(next(self._keys), len(frame))
             if placement is None:
                 self.n_refused += 1
             else:
+                self.n_evicted += len(placement.evicted)
                 by_shard.setdefault(placement.frame.shard, []).append((placement, frame))
-        n_bytes = sum(self._write(shard, items) for shard, items in by_shard.items())
+        n_bytes = sum(in_parallel(self._helpers, self._write, list(by_shard.items())))
         if time.perf_counter() - self._synced_s > _SYNC_EVERY_S:
             self.settle()
         return n_bytes
@@ -169,23 +174,25 @@ class _Tier:
 
     def close(self) -> None:
         """Let go of the files and remove them."""
+        self._helpers.stop()
         self.store.close()
         for path in self._folder.iterdir():
             path.unlink()
 
     def _write(self, shard: int, items: list[tuple[Placement, memoryview]]) -> int:
         deletes = [key for placement, _ in items for _, key in placement.evicted]
-        self.n_evicted += len(deletes)
         try:
             self.store.write(shard, [(placement.frame.key, frame) for placement, frame in items], deletes)
         except StoreFullError:
-            self.n_full += 1
-            for placement, _ in items:
-                self._tier.drop(placement.frame.key)
-            self._tier.shard_full(shard)
+            with self._tier_lock:
+                self.n_full += 1
+                for placement, _ in items:
+                    self._tier.drop(placement.frame.key)
+                self._tier.shard_full(shard)
             return 0
-        for placement, _ in items:
-            self._tier.committed(placement.frame)
+        with self._tier_lock:
+            for placement, _ in items:
+                self._tier.committed(placement.frame)
         return sum(len(frame) for _, frame in items)
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 
 
 class Batch:
@@ -104,3 +107,27 @@ class Workers:
         self._prepare()
         while (batch := self._batches.get()) is not None:
             batch.work()
+
+
+def in_parallel(workers: Workers, step: Callable[..., _Made], items: Sequence[tuple[_Given, ...]]) -> list[_Made]:
+    """`step(*item)` of each, in the order of `items`. The calling thread works too, and waits for the last.
+
+    What a step raises is raised here when all have ended.
+    """
+    made: dict[int, _Made] = {}
+    errors: list[Exception] = []
+
+    def one(_: Batch, i: int) -> bool:
+        try:
+            made[i] = step(*items[i])
+        except Exception as error:  # noqa: BLE001 - raised again below
+            errors.append(error)
+        return True
+
+    batch = Batch(len(items), one)
+    workers.give(batch, len(items) - 1)
+    batch.work()
+    batch.join(threading.TIMEOUT_MAX)
+    if errors:
+        raise errors[0]
+    return [made[i] for i in range(len(items))]

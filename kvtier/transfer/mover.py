@@ -1,8 +1,8 @@
 """Mover: the threads that carry chunks between host slots and the store, sealing them down and opening them up.
 
 Promotions begin in the order in which they were asked for, head first along a chain. More threads read than may
-decode, so that the disk has something to do while the processors decode what has come. One thread spills, and gives way
-to promotions chunk by chunk: it also deletes and syncs.
+decode, so that the disk has something to do while the processors decode what has come. One thread spills, deletes and
+syncs; another helps it to seal a round's chunks and to write them to several shards. Both give way to promotions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from kvtier.codec.frame import frame_bound, open_into, seal_into
 from kvtier.codec.guard import PLAIN
 from kvtier.errors import FrameCorruptError, FrameForeignError, StoreError, StoreFullError
+from kvtier.transfer.batch import Workers, in_parallel
 from kvtier.transfer.breaker import Breaker
 from kvtier.transfer.precedence import LoadsFirst
 from kvtier.types import Miss, chunk_hash_of
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 SPILL_BATCH = 8
 """Frames per round of the spill thread: a few puts per transaction are enough for full write speed."""
+
+SPILL_THREADS = 2
+"""Sealing takes 0.6 s of a processor for a GB of KV and writing to a large store 1 s and more: a disk takes more."""
 
 READS_AHEAD = 2
 """Promotions that may be reading while `n_promote_threads` decode. Measured: docs/performance.md, "Cold reads"."""
@@ -95,6 +99,8 @@ class Mover:
         self._read_breaker, self._write_breaker = Breaker(), Breaker()
         self._breaker_lock = threading.Lock()
         self._owed: dict[int, list[ChunkKey]] = {}  # deletes to come, by shard; with its next write at the latest
+        self._owed_lock = threading.Lock()
+        self._spill_helpers = Workers(SPILL_THREADS - 1, "kvtier-spill-2", prepare=partial(step_back, SPILL_NICENESS))
         bound = 1 if slots.sealed else frame_bound(len(slots[0]), codec, guard)
         n_buffers = max(1, min(SPILL_BATCH, SPILL_BUFFER_BYTES // bound))
         self._buffers = [memoryview(bytearray(bound)) for _ in range(n_buffers)]
@@ -242,6 +248,7 @@ class Mover:
                 busy = False
             if not busy:
                 self._wait()
+        self._spill_helpers.stop()
         self._sync(self._clock(), force=True)  # here, because a medium that hangs would hold whoever stops the engine
 
     def _wait(self) -> None:
@@ -263,26 +270,23 @@ class Mover:
                 for shard in list(self._owed):
                     self._write(shard, [])
             return False
-        sealed: list[tuple[Resident, memoryview]] = []
-        for resident, buffer in zip(batch, self._buffers, strict=False):
-            self._loads.give_way()
-            self._seal(resident, buffer, sealed)
-        by_shard = self._place(sealed)
-        for shard, items in by_shard.items():
-            self._loads.give_way()
-            self._write(shard, items)
+        frames = in_parallel(self._spill_helpers, self._seal, list(zip(batch, self._buffers, strict=False)))
+        sealed = [(resident, frame) for resident, frame in zip(batch, frames, strict=True) if frame is not None]
+        in_parallel(self._spill_helpers, self._write, list(self._place(sealed).items()))
         return True
 
-    def _seal(self, resident: Resident, buffer: memoryview, sealed: list[tuple[Resident, memoryview]]) -> None:
+    def _seal(self, resident: Resident, buffer: memoryview) -> memoryview | None:
+        self._loads.give_way()
         try:
             frame = self._slots[resident.slot]
             if not self._slots.sealed:
                 n_bytes = seal_into(frame, buffer, key=resident.key, codec=self._codec, guard=self._guard)
                 frame = buffer[:n_bytes]
-            sealed.append((resident, frame))
         except Exception as error:  # noqa: BLE001 - the resident must be unpinned whatever happens
             self._tell(f"sealing failed unexpectedly: {error!r}")
             self._the_work.spilled(resident, None, ok=False)
+            return None
+        return frame
 
     def _place(
         self, sealed: list[tuple[Resident, memoryview]]
@@ -299,38 +303,46 @@ class Mover:
                 self._the_work.spilled(resident, None, ok=False)
                 continue
             for shard, key in placement.evicted:
-                self._owed.setdefault(shard, []).append(key)
+                self._owe(shard, [key])
             by_shard.setdefault(placement.frame.shard, []).append((resident, placement, frame))
         return by_shard
 
     def _write(self, shard: int, items: list[tuple[Resident, Placement, memoryview]]) -> None:
         """Write `items` to one shard, and delete what is owed there."""
+        self._loads.give_way()
         work = self._the_work
         # Whatever left the index before these frames were placed goes before they come: the room of it is promised
         # again, and a delete that waited longer could hit a newer frame of its key.
         self._take_deletes()
-        owed = self._owed.pop(shard, [])
+        with self._owed_lock:
+            owed = self._owed.pop(shard, [])
         ok, full = False, False
         try:
             if work.disk_writable:  # else an earlier shard of this round switched it off
                 puts = [(resident.key, frame) for resident, _, frame in items]
                 self._store.write(shard, puts, owed)
                 self._unsynced = True
-                self._write_breaker.succeeded()
+                with self._breaker_lock:
+                    self._write_breaker.succeeded()
                 ok = True
         except StoreFullError:
             full = True
         except Exception as error:  # noqa: BLE001 - of whatever kind: the residents must be unpinned
             self._write_failed(error)
         if not ok:  # an error may come after the fact: what was put is to go as well
-            self._owed[shard] = owed + [resident.key for resident, _, _ in items]
+            self._owe(shard, owed + [resident.key for resident, _, _ in items])
         for n, (resident, placement, _) in enumerate(items, start=1):
             work.spilled(resident, placement, ok=ok, full=full and n == len(items))
 
     def _take_deletes(self) -> None:
-        while not self._deletes.empty():
-            shard, key = self._deletes.get()
-            self._owed.setdefault(shard, []).append(key)
+        with self._owed_lock:
+            while not self._deletes.empty():
+                shard, key = self._deletes.get()
+                self._owed.setdefault(shard, []).append(key)
+
+    def _owe(self, shard: int, keys: list[ChunkKey]) -> None:
+        with self._owed_lock:
+            self._owed.setdefault(shard, []).extend(keys)
 
     def _write_failed(self, error: Exception) -> None:
         with self._breaker_lock:

@@ -53,6 +53,28 @@ def test_chunks_of_a_chain_are_read_in_parallel():
     rig.mover.stop()
 
 
+def test_two_shards_are_written_at_once():
+    rig = Rig(MemoryStore(2, 40 * FRAME_BYTES))
+    together = threading.Barrier(2)
+    rig.store._sleep = lambda _: together.wait(PATIENCE_S)
+    rig.store.inject(Fault(method="write", slow_s=1.0, times=2))
+    rig.keep(rig.cache.open_chain(), "abcd")
+    rig.settle()
+    assert not together.broken
+    assert rig.stats.spilled_chunks == 4
+    rig.mover.stop()
+
+
+def test_a_shard_that_cannot_be_written_costs_nothing_of_another_one():
+    rig = Rig(MemoryStore(2, 40 * FRAME_BYTES))
+    rig.store.inject(Fault(method="write", times=1, error=StoreError("an unwritable sector")))
+    rig.keep(rig.cache.open_chain(), "abcd")
+    rig.settle()
+    assert rig.stats.spilled_chunks == 4, "those of the other shard at once, the rest later"
+    rig.check_all_quiet()
+    rig.mover.stop()
+
+
 def test_a_failed_read_in_the_middle_of_a_chain_costs_that_chunk_alone():
     rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=2)
     rig.stored_and_evicted("abcdef")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvtier.transfer.batch import Batch, Workers
+from kvtier.transfer.batch import Batch, Workers, in_parallel
 
 SOON_S, PATIENCE_S = 0.02, 20.0
 
@@ -76,3 +76,21 @@ def test_the_end_waits_for_claims_that_are_out(workers: Workers) -> None:
 
 def test_nothing_to_do_is_done() -> None:
     assert Batch(0, lambda *_: True).join(0.0) == 0
+
+
+def test_what_is_made_in_parallel_comes_in_the_order_of_what_was_given(workers: Workers) -> None:
+    assert in_parallel(workers, pow, [(n, 2) for n in range(50)]) == [n * n for n in range(50)]
+    assert in_parallel(workers, pow, []) == []
+
+
+def test_an_error_of_a_step_is_raised_when_all_steps_have_ended(workers: Workers) -> None:
+    ended: list[int] = []
+
+    def step(n: int) -> None:
+        if n == 3:
+            raise ValueError("the third")
+        ended.append(n)
+
+    with pytest.raises(ValueError, match="the third"):
+        in_parallel(workers, step, [(n,) for n in range(10)])
+    assert sorted(ended) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
