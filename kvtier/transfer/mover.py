@@ -38,7 +38,7 @@ SPILL_BATCH = 8
 """Frames per round of the spill thread: a few puts per transaction are enough for full write speed."""
 
 SPILL_THREADS = 2
-"""Sealing takes 0.6 s of a processor for a GB of KV and writing to a large store 1 s and more: a disk takes more."""
+"""One thread takes 0.6 s to seal a GB of KV and up to 1 s to write it, which is slower than disks are."""
 
 READS_AHEAD = 2
 """Promotions that may be reading while `n_promote_threads` decode. Measured: docs/performance.md, "Cold reads"."""
@@ -100,7 +100,8 @@ class Mover:
         self._breaker_lock = threading.Lock()
         self._owed: dict[int, list[ChunkKey]] = {}  # deletes to come, by shard; with its next write at the latest
         self._owed_lock = threading.Lock()
-        self._spill_helpers = Workers(SPILL_THREADS - 1, "kvtier-spill-beside", prepare=partial(step_back, SPILL_NICENESS))
+        step_back_far = partial(step_back, SPILL_NICENESS)
+        self._spill_helpers = Workers(SPILL_THREADS - 1, "kvtier-spill-beside", prepare=step_back_far)
         bound = 1 if slots.sealed else frame_bound(len(slots[0]), codec, guard)
         n_buffers = max(1, min(SPILL_BATCH, SPILL_BUFFER_BYTES // bound))
         self._buffers = [memoryview(bytearray(bound)) for _ in range(n_buffers)]
@@ -161,6 +162,7 @@ class Mover:
         """
         self._stopping = True
         self._wake.set()
+        self._spill_helpers.stop()  # the spill thread does by itself what they do not take any more
         for _ in self._threads:
             self._promotions.put(None)
         give_up_s = time.monotonic() + STOP_TIMEOUT_S
@@ -248,7 +250,6 @@ class Mover:
                 busy = False
             if not busy:
                 self._wait()
-        self._spill_helpers.stop()
         self._sync(self._clock(), force=True)  # here, because a medium that hangs would hold whoever stops the engine
 
     def _wait(self) -> None:
