@@ -13,7 +13,7 @@ from integration.vllm.server import VllmServer
 pytestmark = pytest.mark.timeout(600)
 YAML = """
 host: {{capacity: 96MiB}}
-disk: {{path: {disk}, capacity: 1GiB, write_behind_after: 100ms}}
+disk: {{path: {disk}, capacity: 1GiB, write_behind_after: 100ms, load: always}}
 chunk: {{tokens: 128}}
 log: {{every: 1s}}
 """
