@@ -39,7 +39,7 @@ class Engine(BuiltEngine):
         *,
         disk: dict[str, object] | None = None,
         keys: dict[str, object] | None = None,
-        model_on_processors: bool = False,
+        model_on_processors: bool = True,  # a helper that runs when nothing else does may wait longer than a test
     ):
         settings = {"path": str(folder), "capacity": "32MiB", "write_behind_after": "0s", "load": "always"}
         self.fd = os.memfd_create("pool")
