@@ -100,8 +100,7 @@ class Mover:
         self._breaker_lock = threading.Lock()
         self._owed: dict[int, list[ChunkKey]] = {}  # deletes to come, by shard; with its next write at the latest
         self._owed_lock = threading.Lock()
-        step_back_far = partial(step_back, SPILL_NICENESS)
-        self._spill_helpers = Workers(SPILL_THREADS - 1, "kvtier-spill-beside", prepare=step_back_far)
+        self._spill_helpers: Workers
         bound = 1 if slots.sealed else frame_bound(len(slots[0]), codec, guard)
         n_buffers = max(1, min(SPILL_BATCH, SPILL_BUFFER_BYTES // bound))
         self._buffers = [memoryview(bytearray(bound)) for _ in range(n_buffers)]
@@ -123,6 +122,8 @@ class Mover:
         self._work = work
         self._last_engine_call = last_engine_call
         self._after_sync = after_sync
+        step_back_far = partial(step_back, SPILL_NICENESS)
+        self._spill_helpers = Workers(SPILL_THREADS - 1, "kvtier-spill-beside", prepare=step_back_far)
         for thread in self._threads:
             thread.start()
 
