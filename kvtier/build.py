@@ -252,6 +252,7 @@ def _with_disk(
 ) -> Kvtier:
     prior = Prior(depot.folder / NAMESPACES, namespace, "prefill", len(Cost._fields))
     known = prior.load()
+    n_readers = disk_config.promote_threads + READS_AHEAD
     prefill_rate, copy_rate = PrefillRate(Cost(*known) if known is not None else None), CopyRate()
     disk = DiskTier(depot.n_shards, depot.shard_bytes, depot.frame_cost, LinkedSlru(1), first_shard=os.getpid())
     disk.set_family(namespace.family(epoch.name))
@@ -273,7 +274,7 @@ def _with_disk(
         submit_promotion=depot.submit_promotion,
         wake_spiller=depot.wake_spiller,
         delete_frame=depot.delete,
-        max_under_way=max(UNDER_WAY, 2 * (disk_config.promote_threads + READS_AHEAD)),
+        max_under_way=max(UNDER_WAY, 2 * n_readers),
         write_behind_after_s=disk_config.write_behind_after_s if disk_config.write == "ahead" else None,
         gate=LoadGate(
             chunk_bytes=geometry.chunk_bytes,
@@ -282,7 +283,7 @@ def _with_disk(
             device=copy_rate,
             mode=disk_config.load,
             min_tokens=disk_config.min_tokens or 0,
-            n_lanes=disk_config.promote_threads + READS_AHEAD,
+            n_lanes=n_readers,
         ),
         admit_share=disk_config.admit.share,
         budget=budget,
@@ -290,7 +291,7 @@ def _with_disk(
     kvtier = Kvtier(cache, epoch, namespace, prefill_rate, copy_rate)
     if isinstance(depot, LocalDepot):
         kvtier.read = depot.read
-    n_probed = max(disk_config.promote_threads + READS_AHEAD, PROBE_BYTES // geometry.chunk_bytes)
+    n_probed = max(n_readers, PROBE_BYTES // geometry.chunk_bytes)
     # Where nothing is decided by what it finds, it would only be in the way of the first loads.
     probed = disk.sample(n_probed) if disk_config.load == "auto" else []
 

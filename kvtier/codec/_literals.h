@@ -13,8 +13,8 @@ enum { LITERALS_WINDOW = 11 }; /* bits looked up at once; no code of zstd's is l
 typedef struct {
     const uint8_t *at, *end;
     int last, has_table;
-    /* What the next bits hold, each table in the second half of the room up to its end. Byte 0: bits of all symbols;
-     * bytes 1 to 5: the symbols; byte 6: bits of the first; byte 7: how many. */
+    /* tables[(1 << b) + i]: the symbols that b bits of value i hold whole; b = LITERALS_WINDOW decodes, the others make
+     * it. Byte 0: bits of all symbols; bytes 1 to 5: the symbols; byte 6: bits of the first; byte 7: how many. */
     uint64_t tables[2 << LITERALS_WINDOW];
 } literals_t;
 

@@ -96,8 +96,7 @@ class SharedIndex:
         for shard, key in gone:
             changes.setdefault(shard, []).append(Change(key, None))
         for shard, news in changes.items():
-            for first in range(0, len(news), CHANGES_AT_ONCE):
-                self.follow_disk(shard, news[first : first + CHANGES_AT_ONCE])
+            _hand_over(self, shard, news)
 
     def disk_keys(self, shard: int) -> list[ChunkKey]:
         """As `Index` says."""
@@ -227,8 +226,7 @@ class Follower:
         if whole:
             there = {change.key for change in changes}
             changes += [Change(key, None) for key in self._index.disk_keys(shard) if key not in there]
-        for first in range(0, len(changes), CHANGES_AT_ONCE):
-            self._index.follow_disk(shard, changes[first : first + CHANGES_AT_ONCE])
+        _hand_over(self._index, shard, changes)
 
     def _loop(self) -> None:
         if hasattr(os, "setpriority"):
@@ -247,3 +245,9 @@ class Follower:
                     with contextlib.suppress(Exception):  # a log that cannot be written must not end the thread
                         self._report(f"what other engines do to the disk tier cannot be followed for now: {error}")
                 self._complained = True
+
+
+def _hand_over(index: Index, shard: int, changes: Sequence[Change]) -> None:
+    """All `changes`, a few at a time."""
+    for first in range(0, len(changes), CHANGES_AT_ONCE):
+        index.follow_disk(shard, changes[first : first + CHANGES_AT_ONCE])
