@@ -90,8 +90,9 @@ class Workers:
         self._batches: SimpleQueue[Batch | None] = SimpleQueue()
         self._prepare = prepare
         self.n = n
-        for i in range(n):
-            threading.Thread(target=self._loop, name=f"{name}-{i}", daemon=True).start()
+        self.threads = [threading.Thread(target=self._loop, name=f"{name}-{i}", daemon=True) for i in range(n)]
+        for thread in self.threads:
+            thread.start()
 
     def give(self, batch: Batch, n_items: int) -> None:
         """Have the threads that are free, or come free, work on `batch`. Never blocks."""

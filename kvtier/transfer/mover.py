@@ -167,10 +167,11 @@ class Mover:
         for _ in self._threads:
             self._promotions.put(None)
         give_up_s = time.monotonic() + STOP_TIMEOUT_S
-        for thread in self._threads:
+        threads = [*self._threads, *self._spill_helpers.threads]
+        for thread in threads:
             thread.join(max(0.0, give_up_s - time.monotonic()))
         others_ended = self._borrowed.none_within(give_up_s - time.monotonic())
-        return others_ended and not any(thread.is_alive() for thread in self._threads)
+        return others_ended and not any(thread.is_alive() for thread in threads)
 
     # ---- up ---------------------------------------------------------------------------------------------------------
 
