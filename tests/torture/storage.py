@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvtier.errors import StoreError, StoreFullError
+from kvtier.store import direct
 from kvtier.store.base import SharedStore
 from kvtier.testing.faults import Fault, FaultyStore
 from tests.torture.engine import MIB, Engine
@@ -254,7 +255,10 @@ def main(folder: str, control: str, field: str, value: str, faulty_s: str) -> No
     ordeal = Ordeal(
         lambda: struct.pack_into("=i", switches, at, int(value)), lambda: struct.pack_into("=i", switches, at, 0)
     )
-    engine = Engine(Path(folder, "store"), disk={"sync_every": "50ms"})
+    opens = int(field) == 3
+    if opens:
+        _open_all_the_time()
+    engine = Engine(Path(folder, "store"), disk={"sync_every": "50ms"}, threads=opens)
     print(endure(engine, ordeal, float(faulty_s), Path(folder)))
 
 
@@ -303,7 +307,13 @@ def _forbidden(folder: Path) -> Ordeal:
     return Ordeal(lambda: folder.chmod(0), lambda: folder.chmod(0o700))
 
 
+def _open_all_the_time() -> None:
+    """Have this process open and close the files of its shards as it does with a store of more than it keeps open."""
+    direct.MAX_OPEN_FILES = 1  # type: ignore[misc]
+
+
 def _no_descriptors(_: Path) -> Ordeal:
+    _open_all_the_time()
     taken: list[int] = []
 
     def take_all() -> None:
