@@ -127,8 +127,11 @@ class Depot(Protocol):
 class LocalDepot:
     """On threads of this process."""
 
-    def __init__(self, plan: Plan, slots: Slots, *, report: Callable[[str], None]) -> None:
-        """Open the store of `plan`; see `LmdbStore.open` for what that raises. `report` prints a line, any thread."""
+    def __init__(self, plan: Plan, slots: Slots, *, steps_back: bool = False, report: Callable[[str], None]) -> None:
+        """Open the store of `plan`; see `LmdbStore.open` for what that raises. `report` prints a line, any thread.
+
+        `steps_back` as in Mover.
+        """
         self._plan = plan
         self._guard = guard_of(plan.secret)
         self._probe: LoadProbe | None = None
@@ -144,6 +147,7 @@ class LocalDepot:
             n_promote_threads=plan.n_promote_threads,
             poll_s=plan.poll_s,
             sync_every_s=plan.sync_every_s,
+            steps_back=steps_back,
             report=report,
         )
         self.n_shards = self._store.n_shards

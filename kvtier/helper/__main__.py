@@ -154,7 +154,9 @@ class Helper:
         assert set(plan) == {field.name for field in fields(Plan)}
         slots = Slots(self._pool, plan["chunk_bytes"])
         self._runs_idle = plan["runs_idle"]
-        depot = self._depot = LocalDepot(Plan(**plan), slots, report=lambda line: self.tell("report", line))
+        depot = self._depot = LocalDepot(
+            Plan(**plan), slots, steps_back=True, report=lambda line: self.tell("report", line)
+        )
         self._listings = depot.scan()
         return [
             str(depot.folder), depot.capacity_bytes, depot.n_shards, depot.shard_bytes, depot.opened_alone,

@@ -8,7 +8,6 @@ frame that is gone reads as absent, and a shard that is fuller than was thought 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -34,9 +33,6 @@ RELEASE_DEAD_EVERY_S = 10.0
 
 CHANGES_AT_ONCE = 128
 """Changes handed to the index in one call, which holds its lock; about 0.1 ms."""
-
-FOLLOW_NICENESS = 10
-"""Scheduling niceness of the follower's thread on Linux."""
 
 
 class Index(Protocol):
@@ -229,9 +225,6 @@ class Follower:
         _hand_over(self._index, shard, changes)
 
     def _loop(self) -> None:
-        if hasattr(os, "setpriority"):
-            with contextlib.suppress(OSError):  # a container may forbid it; then the thread competes as an equal
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), FOLLOW_NICENESS)
         released_s = time.monotonic()
         while not self._stopping.wait(self._every_s):
             try:

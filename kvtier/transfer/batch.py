@@ -85,7 +85,7 @@ class Batch:
 class Workers:
     """Threads that work on the batches they are given. `stop` once."""
 
-    def __init__(self, n: int, name: str, *, prepare: Callable[[], None]) -> None:
+    def __init__(self, n: int, name: str, *, prepare: Callable[[], None] = lambda: None) -> None:
         """Start `n` threads; each calls `prepare` first."""
         self._batches: SimpleQueue[Batch | None] = SimpleQueue()
         self._prepare = prepare

@@ -51,7 +51,7 @@ IDLE_AFTER_S = 0.25
 
 PROMOTE_NICENESS = 5
 SPILL_NICENESS = 10
-"""Scheduling niceness of the threads on Linux: whatever the engine's scheduler thread leaves. ADR 0004."""
+"""Scheduling niceness on Linux of threads that step back: whatever the engine's processes leave. ADR 0004."""
 
 STOP_TIMEOUT_S = 5.0
 
@@ -70,13 +70,16 @@ class Mover:
         n_reads_ahead: int = READS_AHEAD,
         poll_s: float,
         sync_every_s: float,
+        steps_back: bool = False,
         report: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Move between `slots` and `store`; `guard` protects what goes there and judges what comes from there.
 
         So many promotions as `n_promote_threads` are decoded at once; `n_reads_ahead` more may wait for the disk.
-        `poll_s` is how often dirty chunks are looked over for write-behind. `report` prints one line for the operator;
+        `poll_s` is how often dirty chunks are looked over for write-behind. Threads run behind others of the machine
+        if `steps_back` says so; not where one that must not wait for them has the same process: while they hold a lock
+        that it wants, it would run behind others as well. `report` prints one line for the operator;
         any thread may call it. `clock` gives seconds, the same as what `start` is given to tell the engine's last call.
         """
         self._slots = slots
@@ -85,6 +88,7 @@ class Mover:
         self._guard = guard
         self._poll_s = poll_s
         self._sync_every_s = sync_every_s
+        self._steps_back = steps_back
         self._last_engine_call = clock
         self._after_sync: Callable[[], None] = lambda: None
         self._report = report
@@ -122,8 +126,8 @@ class Mover:
         self._work = work
         self._last_engine_call = last_engine_call
         self._after_sync = after_sync
-        step_back_far = partial(step_back, SPILL_NICENESS)
-        self._spill_helpers = Workers(SPILL_THREADS - 1, "kvtier-spill-beside", prepare=step_back_far)
+        prepare = partial(self._step_back, SPILL_NICENESS)
+        self._spill_helpers = Workers(SPILL_THREADS - 1, "kvtier-spill-beside", prepare=prepare)
         for thread in self._threads:
             thread.start()
 
@@ -176,7 +180,7 @@ class Mover:
     # ---- up ---------------------------------------------------------------------------------------------------------
 
     def _promote_loop(self) -> None:
-        step_back(PROMOTE_NICENESS)
+        self._step_back(PROMOTE_NICENESS)
         while True:
             job = self._promotions.get()
             if job is None or self._stopping:
@@ -243,7 +247,7 @@ class Mover:
     # ---- down -------------------------------------------------------------------------------------------------------
 
     def _spill_loop(self) -> None:
-        step_back(SPILL_NICENESS)
+        self._step_back(SPILL_NICENESS)
         while not self._stopping:
             try:
                 busy = self._spill_round()
@@ -387,9 +391,8 @@ class Mover:
         assert self._work is not None
         return self._work
 
-
-def step_back(niceness: int) -> None:
-    """Let the calling thread run behind others, where the system knows priorities of threads."""
-    if hasattr(os, "setpriority"):
-        with contextlib.suppress(OSError):  # a container may forbid it; then the thread competes as an equal
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+    def _step_back(self, niceness: int) -> None:
+        """Let the calling thread run behind others if it is to, where the system knows priorities of threads."""
+        if self._steps_back and hasattr(os, "setpriority"):
+            with contextlib.suppress(OSError):  # a container may forbid it; then the thread competes as an equal
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

@@ -23,6 +23,7 @@ from kvtier.store.listing import records_of
 from kvtier.store.lmdb import LmdbStore
 from kvtier.store.manifest import MANIFEST
 from kvtier.store.private import DirectoryLock
+from kvtier.transfer.mover import PROMOTE_NICENESS, SPILL_NICENESS
 from kvtier.types import Lookup, Source
 from tests.rigs.built import BuiltEngine, until
 
@@ -435,6 +436,13 @@ def test_the_helper_takes_what_processors_have_left_unless_the_model_leaves_none
     assert len(threads) > 4
     assert {os.sched_getscheduler(thread) for thread in threads} == {policy}
     assert os.getsid(engine.life.pid) == os.getsid(0), "in another session it would compete as an equal"
+
+
+def test_beside_a_model_on_processors_spills_step_back_further_than_promotions(tmp_path: Path) -> None:
+    engine = Engine(tmp_path / "kv", model_on_processors=True)
+    threads = [int(thread.name) for thread in Path(f"/proc/{engine.life.pid}/task").iterdir()]
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {own, PROMOTE_NICENESS, SPILL_NICENESS}
 
 
 def test_a_key_is_neither_in_the_arguments_nor_in_the_environment_of_the_helper(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The transfer threads, down and up: every byte comes back, in any order of events, until they are stopped."""
 
+import os
 import random
 import threading
 import time
@@ -110,6 +111,13 @@ def test_memory_for_sealed_frames_is_bounded_whatever_the_chunk_size():
     assert n_buffers(4096) == SPILL_BATCH
     assert n_buffers(SPILL_BUFFER_BYTES // 3) == 2
     assert n_buffers(SPILL_BUFFER_BYTES * 2) == 1
+
+
+def test_threads_beside_the_scheduler_thread_compete_as_equals(rig: Rig):
+    rig.stored_and_evicted("a")
+    rig.request("a")  # every kind of thread has done something
+    threads = [*rig.mover._threads, *rig.mover._spill_helpers.threads]
+    assert {os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) for thread in threads} == {os.getpriority(os.PRIO_PROCESS, 0)}
 
 
 def test_a_delete_that_waited_never_removes_a_newer_frame_of_its_key():

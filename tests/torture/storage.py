@@ -27,8 +27,8 @@ from tests.torture.engine import MIB, Engine
 from tests.torture.scenario import Child, ChildDiedError, Row, Setting, timed
 
 BOUND_S = 1.0
-"""No call of the scheduler thread may take so long, whatever the disk does. It takes microseconds; a machine with
-other work may take it off its core for a while."""
+"""No call of the scheduler thread may be held for so long, whatever the disk does. It takes microseconds; on a machine
+with other work it may want a lock whose holder is off its core for a while."""
 
 WAIT_BOUND_S = 12.0
 """Nor may a request wait longer for its promotions: `cache.MAX_WAIT_S` and a little."""

@@ -12,7 +12,7 @@ SOON_S, PATIENCE_S = 0.02, 20.0
 
 @pytest.fixture
 def workers() -> Iterator[Workers]:
-    threads = Workers(3, "test", prepare=lambda: None)
+    threads = Workers(3, "test")
     yield threads
     threads.stop()
 
