@@ -117,7 +117,9 @@ def test_threads_beside_the_scheduler_thread_compete_as_equals(rig: Rig):
     rig.stored_and_evicted("a")
     rig.request("a")  # every kind of thread has done something
     threads = [*rig.mover._threads, *rig.mover._spill_helpers.threads]
-    assert {os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) for thread in threads} == {os.getpriority(os.PRIO_PROCESS, 0)}
+    assert {os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) for thread in threads} == {
+        os.getpriority(os.PRIO_PROCESS, 0)
+    }
 
 
 def test_a_delete_that_waited_never_removes_a_newer_frame_of_its_key():
