@@ -1,14 +1,16 @@
 /* Byte planes in native code: 16-bit values <-> their low and high bytes, in one pass each and without the GIL.
  *
  * join() decodes the high bytes block by block and puts each block together with the low ones while it is in the
- * processor's cache. zstd, which does what _literals.c leaves, is the one in python-zstandard: its functions come as
- * addresses. */
+ * processor's cache; open_frame() verifies the frame around them first, so that a thread gives the GIL away once for both.
+ * zstd, which does what _literals.c leaves, is the one in python-zstandard, XXH3 the one in python-xxhash: their
+ * functions come as addresses. */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 #include "_literals.h"
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
@@ -19,6 +21,19 @@ typedef struct {
     size_t (*decode)(void *context, void *out, size_t room, const void *source, size_t n_bytes);
     unsigned (*is_error)(size_t code);
 } zstd_t;
+
+typedef struct {
+    uint64_t low, high;
+} hash_t;
+
+typedef struct {
+    int (*reset)(void *state);
+    int (*update)(void *state, const void *source, size_t n_bytes);
+    hash_t (*digest)(const void *state);
+} xxh3_t;
+
+/* Of a frame, see docs/format.md. */
+enum { HEAD_BYTES = 48, CHECKSUM_BYTES = 16, HEADER_BYTES = HEAD_BYTES + CHECKSUM_BYTES };
 
 /* Values in rows of equal length, any two dimensions of them apart: how a page lies in an engine's memory. */
 typedef struct {
@@ -113,17 +128,18 @@ static void join_rows(const rows_t *rows, size_t at, size_t end, const uint8_t *
 }
 
 /* Whether this was a frame such as kvtier writes; if not, what `out` holds is to be written over. */
-static int join_literals(const Py_buffer *low, const Py_buffer *section, uint8_t *high, const rows_t *out)
+static int join_literals(const uint8_t *low, const uint8_t *section, size_t n_section, uint8_t *high,
+                         const rows_t *out)
 {
     literals_t state;
-    size_t n_values = (size_t)low->len, n_high = 0;
-    if (!literals_begin(&state, section->buf, (size_t)section->len))
+    size_t n_values = out->n_values, n_high = 0;
+    if (!literals_begin(&state, section, n_section))
         return 0;
     do {
         ptrdiff_t n = literals_next(&state, high + n_high, n_values - n_high);
         if (n < 0)
             return 0;
-        join_rows(out, n_high, n_high + (size_t)n, low->buf, high);
+        join_rows(out, n_high, n_high + (size_t)n, low, high);
         n_high += (size_t)n;
     } while (!state.last);
     return n_high == n_values && state.at == state.end;
@@ -157,12 +173,38 @@ static long long join_section(const zstd_t *zstd, void *context, const Py_buffer
                               const Py_buffer *scratch, const rows_t *out)
 {
     long long outcome = WHOLE;
-    if (!join_literals(low, section, scratch->buf, out))
+    if (!join_literals(low->buf, section->buf, (size_t)section->len, scratch->buf, out))
         outcome = join_by_zstd(zstd, context, low, section, scratch, out);
 #if defined(__SSE2__)
     _mm_sfence();
 #endif
     return outcome;
+}
+
+static int is_checksum(hash_t hash, const uint8_t *checksum)
+{
+    uint64_t halves[2] = {hash.high, hash.low};
+    for (int i = 0; i < CHECKSUM_BYTES; i++)
+        if (checksum[i] != (uint8_t)(halves[i / 8] >> (56 - 8 * (i % 8))))
+            return 0;
+    return 1;
+}
+
+/* Whether `frame`, which begins with `head`, is whole and its values are in `out`. */
+static int open_plain(const xxh3_t *xxh3, void *state, const uint8_t *head, const uint8_t *frame, size_t n_frame,
+                      uint8_t *high, const rows_t *out)
+{
+    const uint8_t *low = frame + HEADER_BYTES;
+    size_t n_payload = n_frame - HEADER_BYTES;
+    int opened;
+    if (memcmp(frame, head, HEAD_BYTES) || xxh3->reset(state) || xxh3->update(state, head, HEAD_BYTES) ||
+        xxh3->update(state, low, n_payload) || !is_checksum(xxh3->digest(state), frame + HEAD_BYTES))
+        return 0;
+    opened = join_literals(low, low + out->n_values, n_payload - out->n_values, high, out);
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+    return opened;
 }
 
 static PyObject *split(PyObject *module, PyObject *args)
@@ -232,15 +274,53 @@ static PyObject *join(PyObject *module, PyObject *args)
     return NULL;
 }
 
+static PyObject *open_frame(PyObject *module, PyObject *args)
+{
+    unsigned long long state, reset, update, digest;
+    Py_buffer head, frame, scratch, out;
+    PyObject *object;
+    rows_t rows;
+    int fits, opened = 0;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "(KKK)Ky*y*w*O:open_frame", &reset, &update, &digest, &state, &head, &frame, &scratch, &object))
+        return NULL;
+    if (PyObject_GetBuffer(object, &out, PyBUF_STRIDED) < 0) {
+        PyBuffer_Release(&head);
+        PyBuffer_Release(&frame);
+        PyBuffer_Release(&scratch);
+        return NULL;
+    }
+    fits = as_rows(&out, &rows) && head.len == HEAD_BYTES && (size_t)scratch.len >= rows.n_values && reset && update &&
+           digest && state;
+    if (fits && (size_t)frame.len >= HEADER_BYTES + rows.n_values) {
+        xxh3_t xxh3 = {(int (*)(void *))(uintptr_t)reset, (int (*)(void *, const void *, size_t))(uintptr_t)update,
+                       (hash_t(*)(const void *))(uintptr_t)digest};
+        Py_BEGIN_ALLOW_THREADS
+        opened = open_plain(&xxh3, (void *)(uintptr_t)state, head.buf, frame.buf, (size_t)frame.len, scratch.buf, &rows);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&head);
+    PyBuffer_Release(&frame);
+    PyBuffer_Release(&scratch);
+    PyBuffer_Release(&out);
+    if (fits)
+        return PyBool_FromLong(opened);
+    PyErr_SetString(PyExc_ValueError, "open_frame: a head has 48 bytes, scratch takes half of out's bytes, out is bytes in even rows, and no address is zero");
+    return NULL;
+}
+
 static PyMethodDef methods[] = {
     {"split", split, METH_VARARGS, "split(values, low, high): the low and the high bytes of 16-bit values."},
     {"join", join, METH_VARARGS,
      "join(functions, context, low, section, scratch, out) -> int: out from its low bytes and a zstd frame of the\n"
      "high ones. 0: done; 1: the frame ends early; 2: it holds more; below zero: an error code of zstd's."},
+    {"open_frame", open_frame, METH_VARARGS,
+     "open_frame(functions, state, head, frame, scratch, out) -> bool: whether a frame that begins with this head has a\n"
+     "checksum that agrees and was decoded into out. If not, out is undefined, and somebody else is to say why."},
     {NULL, NULL, 0, NULL},
 };
 
-static int describe(PyObject *module) { return PyModule_AddIntConstant(module, "INTERFACE", 2); }
+static int describe(PyObject *module) { return PyModule_AddIntConstant(module, "INTERFACE", 3); }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)describe}, {0, NULL}};
 

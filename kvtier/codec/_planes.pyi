@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 Values: TypeAlias = memoryview | npt.NDArray[np.uint8]
 
-INTERFACE: Final = 2
+INTERFACE: Final = 3
 
 def split(values: Values, low: memoryview, high: memoryview) -> None: ...
 def join(
@@ -16,3 +16,11 @@ def join(
     scratch: memoryview,
     out: Values,
 ) -> int: ...
+def open_frame(
+    functions: tuple[int, int, int],
+    state: int,
+    head: bytes,
+    frame: memoryview,
+    scratch: memoryview,
+    out: Values,
+) -> bool: ...

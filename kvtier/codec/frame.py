@@ -11,7 +11,9 @@ import xxhash
 
 from kvtier.codec.base import Codec
 from kvtier.codec.guard import EXTENSION_BYTES, PLAIN, Guard
-from kvtier.codec.pieces import Chunk, decode_chunk, encode_chunk
+from kvtier.codec.opener import best_opener
+from kvtier.codec.pieces import Chunk, decode_chunk, encode_chunk, in_rows
+from kvtier.codec.planes import BytePlanes
 from kvtier.codec.registry import RAW, codec_by_id
 from kvtier.errors import FrameCorruptError, FrameForeignError
 from kvtier.types import ChunkKey
@@ -132,6 +134,8 @@ def open_into(frame: memoryview, out: Chunk, *, key: ChunkKey, guard: Guard = PL
     FrameForeignError, which say what was found and what was expected; what `out` holds is undefined then. Identity,
     lengths and guard are settled before `out` is touched.
     """
+    if guard is PLAIN and _opened_at_once(frame, out, key):
+        return
     header = verify_frame(frame)
     check_identity(header, key)
     if header.raw_bytes != len(out):
@@ -145,6 +149,24 @@ def open_into(frame: memoryview, out: Chunk, *, key: ChunkKey, guard: Guard = PL
     # Of the fields that were looked at: the frame itself may be in other hands.
     head = _HEAD.pack(MAGIC, *header[:-1])
     decode_chunk(codec, guard.unprotect(head, key, frame[start:], frame[HEADER_BYTES:start]), out)
+
+
+def _opened_at_once(frame: memoryview, out: Chunk, key: ChunkKey) -> bool:
+    """Whether this was a frame as most are, of `key` and of the length of `out`, and is in `out` now."""
+    opener, values, n_payload = best_opener(), in_rows(out), len(frame) - HEADER_BYTES
+    if opener is None or values is None or not 0 < n_payload <= _MAX_RAW_BYTES or len(out) > _MAX_RAW_BYTES:
+        return False
+    head = _HEAD.pack(
+        MAGIC,
+        FORMAT_VERSION,
+        BytePlanes.codec_id,
+        PLAIN.flags,
+        len(out),
+        n_payload,
+        _padded_namespace(key),
+        _key_tag(key),
+    )
+    return opener(head, frame, values)
 
 
 def _payload_at(guard: Guard) -> int:

@@ -93,6 +93,13 @@ def decode_chunk(codec: Codec, payload: memoryview, out: Chunk) -> None:
             codec.decode_into(payload, whole)
 
 
+def in_rows(chunk: Chunk) -> memoryview | Rows | None:
+    """Where the chunk lies, if that is one array of whole 16-bit values."""
+    if isinstance(chunk, Pieces):
+        return chunk.blocks[0] if len(chunk.blocks) == 1 and not chunk.odd else None
+    return chunk if len(chunk) and not len(chunk) % 2 else None
+
+
 def gathered(pieces: Pieces) -> memoryview:
     """A copy of the chunk in one piece, good until this thread's next call here."""
     whole = _scratch.room(len(pieces)).data

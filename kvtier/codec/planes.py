@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvtier.codec import entropy
 from kvtier.codec.forms import Form, best_form
-from kvtier.codec.pieces import Pieces, gathered, scattered
+from kvtier.codec.pieces import Pieces, gathered, in_rows, scattered
 from kvtier.errors import FrameCorruptError
 
 
@@ -63,9 +63,9 @@ class BytePlanes:
 
     def decode_pieces(self, payload: memoryview, pieces: Pieces) -> None:
         """As `decode_into`, straight to where the chunk is to lie if that is one array."""
-        n_values = len(pieces) // 2
-        if pieces.odd or len(pieces.blocks) != 1 or len(payload) < n_values:
+        n_values, rows = len(pieces) // 2, in_rows(pieces)
+        if rows is None or len(payload) < n_values:
             with scattered(pieces) as whole:
                 self.decode_into(payload, whole)
         else:
-            self._form.join(payload[:n_values], payload[n_values:], pieces.blocks[0])
+            self._form.join(payload[:n_values], payload[n_values:], rows)

@@ -1,0 +1,82 @@
+"""Opener: a plain frame of byte planes -> its values, verified and decoded in one native call.
+
+It knows the frames that this build writes and no others. To anything else, damage above all, it says no, and frame.py
+goes the long way, which also knows what is wrong. GB/s are in docs/performance.md, "Cold reads".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from functools import cache
+from importlib import import_module
+from typing import Any, Protocol
+
+from kvtier.codec import entropy
+from kvtier.codec.forms import EXTENSION, INTERFACE, Values
+
+
+class Opener(Protocol):
+    """Safe on any thread; gives the GIL away once."""
+
+    def __call__(self, head: bytes, frame: memoryview, out: Values, /) -> bool:
+        """Whether `frame` begins with `head`, its checksum agrees, and `out` was filled from it exactly.
+
+        If not, what `out` holds is undefined, unless the checksum does not agree: then `out` is as it was.
+        """
+        ...
+
+
+@cache
+def best_opener() -> Opener | None:
+    """Native code where there is any."""
+    try:
+        return native_opener(import_module(EXTENSION))
+    except (ImportError, OSError, AttributeError):
+        return None
+
+
+def native_opener(extension: Any) -> Opener:
+    """Over the module `_planes`. ImportError, OSError or AttributeError where it cannot work."""
+    if extension.INTERFACE != INTERFACE:
+        raise ImportError(f"{EXTENSION} is of another build of kvtier: install kvtier again")
+    return _NativeOpener(extension, ctypes.CDLL(import_module("xxhash._xxhash").__file__))
+
+
+class _NativeOpener:
+    """XXH3 is the one in python-xxhash."""
+
+    def __init__(self, extension: Any, xxhash: ctypes.CDLL) -> None:
+        self._open = extension.open_frame
+        self._functions = tuple(
+            ctypes.cast(function, ctypes.c_void_p).value
+            for function in (xxhash.XXH3_128bits_reset, xxhash.XXH3_128bits_update, xxhash.XXH3_128bits_digest)
+        )
+        self._create, self._free = xxhash.XXH3_createState, xxhash.XXH3_freeState
+        self._create.restype = ctypes.c_void_p
+        self._free.argtypes = (ctypes.c_void_p,)
+        self._of_thread = threading.local()
+
+    def __call__(self, head: bytes, frame: memoryview, out: Values, /) -> bool:
+        scratch = entropy.scratch((out.nbytes + 1) // 2).data
+        opened: bool = self._open(self._functions, self._state(), head, frame, scratch, out)
+        return opened
+
+    def _state(self) -> int:
+        """Address of this thread's state of the hash."""
+        try:
+            state: _State = self._of_thread.state
+        except AttributeError:
+            state = self._of_thread.state = _State(self._create())
+            weakref.finalize(state, self._free, state.address)
+        return state.address
+
+
+class _State:
+    """Freed with the thread that has it."""
+
+    def __init__(self, address: int | None) -> None:
+        if not address:
+            raise MemoryError
+        self.address = address
