@@ -6,6 +6,7 @@ helper process, which then has one over the same host pool.
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -144,7 +145,7 @@ class LocalDepot:
             self._follower,
             RAW if plan.raw else codec_for(plan.dtype),
             guard=self._guard,
-            n_promote_threads=plan.n_promote_threads,
+            n_promote_threads=plan.n_promote_threads + READS_AHEAD,
             poll_s=plan.poll_s,
             sync_every_s=plan.sync_every_s,
             steps_back=steps_back,
@@ -181,7 +182,7 @@ class LocalDepot:
             self._plan.chunk_bytes,
             guard=self._guard,
             n_threads=self._plan.n_promote_threads + READS_AHEAD,
-            n_decoding=self._plan.n_promote_threads,
+            n_processors=len(os.sched_getaffinity(0)),
             tell=tell,
         )
         self._probe.start()

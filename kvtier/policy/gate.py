@@ -76,8 +76,8 @@ class LoadGate:
     ) -> None:
         """`mode` is auto, always, never, or min_tokens: then a load needs so many tokens.
 
-        `n_lanes` reads may be under way at once. Fewer chunks are decoded at once, so it bounds what loading in
-        parallel could bring; whether it does so, a trial tells.
+        `n_lanes` reads may be under way at once. Processors may be fewer, so it bounds what loading in parallel
+        could bring; whether it does so, a trial tells.
         """
         self.disk = LoadRate()
         self.device = device or CopyRate()

@@ -1,8 +1,8 @@
 """Mover: the threads that carry chunks between host slots and the store, sealing them down and opening them up.
 
-Promotions begin in the order in which they were asked for, head first along a chain. More threads read than may
-decode, so that the disk has something to do while the processors decode what has come. One thread spills, deletes and
-syncs; another helps it to seal a round's chunks and to write them to several shards. Both give way to promotions.
+Promotions begin in the order in which they were asked for, head first along a chain, a thread each. One thread
+spills, deletes and syncs; another helps it to seal a round's chunks and to write them to several shards. Both give way
+to promotions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SPILL_THREADS = 2
 """One thread takes 0.6 s to seal a GB of KV and up to 1 s to write it, which is slower than disks are."""
 
 READS_AHEAD = 2
-"""Promotions that may be reading while `n_promote_threads` decode. Measured: docs/performance.md, "Cold reads"."""
+"""Promotion threads beyond `disk.promote_threads`: some always wait for the disk. docs/performance.md, "Cold reads"."""
 
 SPILL_BUFFER_BYTES = 64 << 20
 """Memory for sealed frames, beside the host pool. With chunks of which it holds fewer a round is shorter; one fits."""
@@ -67,7 +67,6 @@ class Mover:
         *,
         guard: Guard = PLAIN,
         n_promote_threads: int,
-        n_reads_ahead: int = READS_AHEAD,
         poll_s: float,
         sync_every_s: float,
         steps_back: bool = False,
@@ -76,11 +75,11 @@ class Mover:
     ) -> None:
         """Move between `slots` and `store`; `guard` protects what goes there and judges what comes from there.
 
-        So many promotions as `n_promote_threads` are decoded at once; `n_reads_ahead` more may wait for the disk.
-        `poll_s` is how often dirty chunks are looked over for write-behind. Threads run behind others of the machine
-        if `steps_back` says so; not where one that must not wait for them has the same process: while they hold a lock
-        that it wants, it would run behind others as well. `report` prints one line for the operator;
-        any thread may call it. `clock` gives seconds, the same as what `start` is given to tell the engine's last call.
+        So many promotions as `n_promote_threads` are under way at once. `poll_s` is how often dirty chunks are looked
+        over for write-behind. Threads run behind others of the machine if `steps_back` says so; not where one that must
+        not wait for them has the same process: while they hold a lock that it wants, it would run behind others as
+        well. `report` prints one line for the operator; any thread may call it. `clock` gives seconds, the same as what
+        `start` is given to tell the engine's last call.
         """
         self._slots = slots
         self._store = store
@@ -96,7 +95,6 @@ class Mover:
         self._work: Work | None = None
         self._promotions: queue.SimpleQueue[Promotion | None] = queue.SimpleQueue()
         self._loads, self._borrowed = LoadsFirst(), LoadsFirst()  # all of them; those on threads of others
-        self._may_decode = threading.Semaphore(n_promote_threads)
         self._deletes: queue.SimpleQueue[tuple[int, ChunkKey]] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._stopping = False
@@ -112,7 +110,7 @@ class Mover:
         self._synced_s = self._clock()
         self._threads = [
             threading.Thread(target=self._promote_loop, name=f"kvtier-promote-{i}", daemon=True)
-            for i in range(n_promote_threads + n_reads_ahead)
+            for i in range(n_promote_threads)
         ]
         self._threads.append(threading.Thread(target=self._spill_loop, name="kvtier-spill", daemon=True))
 
@@ -139,8 +137,8 @@ class Mover:
     def read(self, shard: int, key: ChunkKey, use: Callable[[memoryview], None]) -> Miss | None:
         """Read a frame for `use`, which raises what `open_into` does; why that did not work, None if it did.
 
-        For threads that are not this class's, in place of a promotion: any number of them, of which as many as
-        decode here are in `use` at a time. Blocks for as long as the medium does. Never raises.
+        For threads that are not this class's, in place of a promotion. Blocks for as long as the medium does. Never
+        raises.
         """
         self._loads.began()
         self._borrowed.began()
@@ -212,8 +210,7 @@ class Mover:
                 if frame is None:
                     self._reads_ok()
                     return Miss.EVICTED
-                with self._may_decode:
-                    use(frame)
+                use(frame)
         except FrameCorruptError as error:
             self._report_bad(shard, key, error)
             return Miss.CORRUPT

@@ -43,11 +43,11 @@ class LoadProbe:
         *,
         guard: Guard = PLAIN,
         n_threads: int,
-        n_decoding: int,
+        n_processors: int,
         tell: Callable[[float], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Bring up `frames` with `n_threads`, `n_decoding` of them at a time beyond the read.
+        """Bring up `frames` with `n_threads`, of which `n_processors` are verifying and decoding at a time.
 
         `tell` gets bytes per second, from one of the threads, unless nothing could be read.
         """
@@ -59,8 +59,8 @@ class LoadProbe:
         self._clock = clock
         self._lock = threading.Lock()
         self._took_s: list[float] = []  # of whole chunks
-        self._decoding_s: list[float] = []  # of that
-        self._may_decode, self._n_decoding = threading.Semaphore(n_decoding), n_decoding
+        self._opening_s: list[float] = []  # of that
+        self._n_opening = min(n_threads, n_processors)
         self._n_running = n_threads
         self._began_s = 0.0
         self._stopping = False
@@ -87,7 +87,7 @@ class LoadProbe:
     def _run(self) -> None:
         out = memoryview(bytearray(self._chunk_bytes))
         took_s: list[float] = []
-        decoding_s: list[float] = []
+        opening_s: list[float] = []
         while not self._stopping and (reads_s := self._clock()) - self._began_s < PROBE_S:
             try:
                 frame = self._frames.popleft()
@@ -97,20 +97,19 @@ class LoadProbe:
                 with self._store.read(frame.shard, frame.key) as stored:
                     if stored is None:
                         continue
-                    with self._may_decode:
-                        decodes_s = self._clock()
-                        open_into(stored, out, key=frame.key, guard=self._guard)
-                        decoded_s = self._clock()
+                    read_s = self._clock()
+                    open_into(stored, out, key=frame.key, guard=self._guard)
+                    opened_s = self._clock()
             except Exception:  # noqa: BLE001, S112 - what cannot be read is for a promotion to find out and to report
                 continue
-            took_s.append(decoded_s - reads_s)
-            decoding_s.append(decoded_s - decodes_s)
+            took_s.append(opened_s - reads_s)
+            opening_s.append(opened_s - read_s)
         with self._lock:
             self._took_s += took_s
-            self._decoding_s += decoding_s
+            self._opening_s += opening_s
             self._n_running -= 1
             if not self._n_running and self._took_s and not self._stopping:
-                chunk_s = max(_quick(self._took_s) / len(self._threads), _quick(self._decoding_s) / self._n_decoding)
+                chunk_s = max(_quick(self._took_s) / len(self._threads), _quick(self._opening_s) / self._n_opening)
                 if chunk_s > 0:
                     self._tell(self._chunk_bytes / chunk_s)
 

@@ -65,10 +65,10 @@ class Time:
 class Server:
     """An engine with one prompt at a time, over prompts that all are on disk and mostly not in host memory."""
 
-    def __init__(self, n_threads: int, n_reads_ahead: int) -> None:
+    def __init__(self, n_lanes: int) -> None:
         store = MemoryStore(1, 100 * FRAME_BYTES)
-        self.rig = Rig(store, n_slots=16, n_promote_threads=n_threads, n_reads_ahead=n_reads_ahead)
-        self.n_threads, self.n_lanes = n_threads, n_threads + n_reads_ahead
+        self.rig = Rig(store, n_slots=16, n_promote_threads=n_lanes)
+        self.n_lanes = n_lanes
         self.prefill = PrefillRate()
         self.gate = LoadGate(
             chunk_bytes=CHUNK_BYTES, tokens_per_chunk=TOKENS, prefill=self.prefill, n_lanes=self.n_lanes
@@ -139,9 +139,9 @@ class Server:
         return None if Lookup.PENDING in answers else answers.count(Lookup.HIT)
 
 
-@pytest.fixture(params=[(1, 0), (2, READS_AHEAD)], ids=["one read at a time", "as shipped"])
+@pytest.fixture(params=[1, 2 + READS_AHEAD], ids=["one read at a time", "as shipped"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    server = Server(*request.param)
+    server = Server(request.param)
     yield server
     server.time.pass_until(server.now + 1e6)
     assert server.rig.mover.stop()
@@ -163,7 +163,7 @@ def test_a_slow_disk_that_a_probe_has_seen_costs_not_even_the_first_request(serv
         disk.sample(8),
         CHUNK_BYTES,
         n_threads=server.n_lanes,
-        n_decoding=server.n_threads,
+        n_processors=server.n_lanes,
         tell=server.rig.cache.assume_load_rate,
         clock=server.rig.clock,
     )

@@ -181,9 +181,9 @@ def test_after_stop_no_thread_is_left_and_no_slot_is_touched():
 
 
 def test_stop_waits_for_the_jobs_at_hand_and_does_not_begin_another():
-    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=1)
+    n_threads, go_on = 3, threading.Event()
+    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=n_threads)
     rig.stored_and_evicted("abcdefg")
-    n_threads, go_on = 1 + mover_module.READS_AHEAD, threading.Event()
     rig.store._sleep = lambda _: go_on.wait(PATIENCE_S)
     rig.store.inject(Fault(method="read", slow_s=1.0))
     n_before = rig.store.calls["read"]

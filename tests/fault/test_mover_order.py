@@ -44,7 +44,7 @@ def test_the_chunks_of_a_chain_are_read_head_first():
 
 
 def test_chunks_of_a_chain_are_read_in_parallel():
-    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=2, n_reads_ahead=4)
+    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=6)
     rig.stored_and_evicted("abcdef")
     together = threading.Barrier(6)
     rig.store._sleep = lambda _: together.wait(PATIENCE_S)

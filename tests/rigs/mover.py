@@ -19,7 +19,7 @@ from kvtier.store.listing import records_of
 from kvtier.testing.faults import FaultyStore, cut_to, flipped
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.host import HostTier
-from kvtier.transfer.mover import READS_AHEAD, Mover
+from kvtier.transfer.mover import Mover
 from kvtier.transfer.slots import Slots
 from kvtier.types import ChunkKey, Lookup
 
@@ -59,7 +59,6 @@ class Rig:
         n_slots: int = 8,
         codec: Codec | None = None,
         n_promote_threads: int = 2,
-        n_reads_ahead: int = READS_AHEAD,
     ) -> None:
         self.store = FaultyStore(store)
         self.clock = Clock()
@@ -71,7 +70,6 @@ class Rig:
             self.store,
             codec or Raw(),
             n_promote_threads=n_promote_threads,
-            n_reads_ahead=n_reads_ahead,
             poll_s=0.002,
             sync_every_s=5.0,
             report=self.reports.append,

@@ -9,10 +9,12 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvtier.codec import forms
+from kvtier.codec.opener import Opener, native_opener
 
 _FOLDER = Path(forms.__file__).parent
 _folder = tempfile.TemporaryDirectory(prefix="kvtier-native-")  # a loaded library's file stays until the process ends
@@ -20,8 +22,12 @@ _folder = tempfile.TemporaryDirectory(prefix="kvtier-native-")  # a loaded libra
 
 def native_form() -> forms.Form:
     """Skips the test where there is no C compiler; warnings of the compiler are errors."""
-    include = sysconfig.get_path("include")
-    return _loaded(_compiled("_planes.abi3.so", ("-O3", "-shared", "-fPIC", "-I", include), _FOLDER / "_planes.c"))
+    return forms.native_form(_extension())
+
+
+def opener() -> Opener:
+    """As `native_form`."""
+    return native_opener(_extension())
 
 
 def literals(frames: Iterable[tuple[bytes, int]]) -> Iterator[bytes | None]:
@@ -41,13 +47,15 @@ def literals(frames: Iterable[tuple[bytes, int]]) -> Iterator[bytes | None]:
 
 
 @cache
-def _loaded(library: Path) -> forms.Form:
+def _extension() -> Any:
+    flags = ("-O3", "-shared", "-fPIC", "-I", sysconfig.get_path("include"))
+    library = _compiled("_planes.abi3.so", flags, _FOLDER / "_planes.c")
     spec = importlib.util.spec_from_file_location("_planes", library)
     assert spec is not None
     assert spec.loader is not None
     extension = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(extension)
-    return forms.native_form(extension)
+    return extension
 
 
 @cache

@@ -38,13 +38,13 @@ class Rig:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def probe(self, *, n_threads: int = 1, n_decoding: int | None = None, wait: bool = True) -> LoadProbe:
+    def probe(self, *, n_threads: int = 1, n_processors: int = 8, wait: bool = True) -> LoadProbe:
         probe = LoadProbe(
             self.store,
             self.frames,
             CHUNK_BYTES,
             n_threads=n_threads,
-            n_decoding=n_decoding or n_threads,
+            n_processors=n_processors,
             tell=self.told.append,
             clock=lambda: self.now,
         )
@@ -79,21 +79,9 @@ def test_threads_share_the_sample_and_their_speeds_add_up():
 
 def test_where_decoding_is_the_limit_more_reads_add_nothing(monkeypatch):
     rig = Rig(8, read_s=0.0)
-    at_once, most, lock = 0, 0, threading.Lock()
-
-    def decode(*_: object, **__: object) -> None:
-        nonlocal at_once, most
-        with lock:
-            at_once += 1
-            most = max(most, at_once)
-            rig.sleep(0.001)
-        time.sleep(0)
-        with lock:
-            at_once -= 1
-
-    monkeypatch.setattr("kvtier.transfer.probe.open_into", decode)
-    rig.probe(n_threads=4, n_decoding=1)
-    assert most == 1
+    together = threading.Barrier(4, action=lambda: rig.sleep(0.001))  # all four decode at the same time
+    monkeypatch.setattr("kvtier.transfer.probe.open_into", lambda *_, **__: together.wait(20))
+    rig.probe(n_threads=4, n_processors=1)
     assert rig.told == [pytest.approx(CHUNK_BYTES / 0.001)]
 
 
