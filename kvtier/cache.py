@@ -7,7 +7,7 @@ Transfer threads take work (next_spills, place) and report back (promoted, spill
 from __future__ import annotations
 
 import threading
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
 from kvtier.backlog import CLEAN_SHARE, Backlog
@@ -317,32 +317,43 @@ class TieredCache(Promotions):
         with self._lock:
             return self._backlog.next(max_chunks, now, idle=idle)
 
-    def place_all(self, sealed: Sequence[tuple[Resident, int]]) -> list[Placement | None]:
-        """`place` for each of a batch."""
-        return [self.place(resident.key, n_bytes) for resident, n_bytes in sealed]
-
     def place(self, key: ChunkKey, n_bytes: int) -> Placement | None:
         """Room on disk for the sealed frame of a spill; the evicted are to be deleted before or with the write.
 
         None, too, when the write budget is spent. Reads and writes the budget's small file at times.
         """
-        assert self.disk is not None
-        budget, cost_bytes = self._backlog.budget, self.disk.cost_of(n_bytes)
-        paid = budget is None or budget.take(cost_bytes)
-        with self._lock:
-            if not paid:
+        return self._place([(key, n_bytes)])[0]
+
+    def place_all(self, sealed: Sequence[tuple[Resident, int]]) -> list[Placement | None]:
+        """`place` for a batch. Takes the lock for as many of them at a time as one shard takes."""
+        return self._place([(resident.key, n_bytes) for resident, n_bytes in sealed])
+
+    def _place(self, frames: Sequence[tuple[ChunkKey, int]]) -> list[Placement | None]:
+        disk, budget = self.disk, self._backlog.budget
+        assert disk is not None
+        placements: dict[ChunkKey, Placement | None] = {}
+        left = []
+        for key, n_bytes in frames:
+            if budget is None or budget.take(disk.cost_of(n_bytes)):
+                left.append((key, n_bytes))
+                continue
+            placements[key] = None
+            with self._lock:
                 resident = self.host.get(key)
                 if resident is not None and resident.spilling:
                     self._backlog.hold_back(resident)
-                return None
-            placement = (
-                None if key in self.disk else self.disk.place(key, n_bytes)
-            )  # another process wrote it meanwhile
-            if placement is None and budget is not None:
-                budget.give_back(cost_bytes)
-            if placement is not None:
-                self.stats.disk_evicted_chunks += len(placement.evicted)
-            return placement
+        while left:
+            with self._lock:
+                placed: list[Placement | None] = [None]
+                if left[0][0] not in disk:  # another process may write any of them meanwhile
+                    placed = disk.place_head(list(takewhile(lambda frame: frame[0] not in disk, left)))
+                self.stats.disk_evicted_chunks += sum(len(one.evicted) for one in placed if one is not None)
+            for (key, n_bytes), placement in zip(left, placed, strict=False):
+                placements[key] = placement
+                if placement is None and budget is not None:
+                    budget.give_back(disk.cost_of(n_bytes))
+            left = left[len(placed) :]
+        return [placements[key] for key, _ in frames]
 
     def spilled(self, resident: Resident, placement: Placement | None, *, ok: bool, full: bool = False) -> None:
         """The write of a spill ended. `full`, with the last of a write's: its shard had less room than was thought."""

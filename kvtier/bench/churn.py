@@ -151,11 +151,14 @@ class _Tier:
 
     def batch(self) -> int:
         """One round of the spill threads; bytes of frames that came to disk."""
-        by_shard: dict[int, list[tuple[Placement, memoryview]]] = {}
-        for _ in range(SPILL_BATCH):
+        frames: dict[ChunkKey, memoryview] = {}
+        while len(frames) < SPILL_BATCH:
             start = self._rng.randrange(self._chunk_bytes)
-            frame = self._noise[start : start + int(self._chunk_bytes * self._rng.uniform(_SMALLEST, _LARGEST))]
-            placement = self._tier.place(next(self._keys), len(frame))
+            n_bytes = int(self._chunk_bytes * self._rng.uniform(_SMALLEST, _LARGEST))
+            frames.setdefault(next(self._keys), self._noise[start : start + n_bytes])
+        by_shard: dict[int, list[tuple[Placement, memoryview]]] = {}
+        placements = self._tier.place_all([(key, len(frame)) for key, frame in frames.items()])
+        for frame, placement in zip(frames.values(), placements, strict=True):
             if placement is None:
                 self.n_refused += 1
             else:

@@ -179,7 +179,7 @@ class Traffic:
     def place_all(self, sealed: Sequence[tuple[Resident, int]]) -> list[Placement | None]:
         """See `Work`."""
         with self._lock:
-            return [self._disk.place(resident.key, n_bytes) for resident, n_bytes in sealed]
+            return self._disk.place_all([(resident.key, n_bytes) for resident, n_bytes in sealed])
 
     def spilled(self, resident: Resident, placement: Placement | None, *, ok: bool, full: bool = False) -> None:
         """See `Work`."""

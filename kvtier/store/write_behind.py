@@ -45,7 +45,7 @@ class WriteBehind:
         self._keep = keep
         self._recent_bytes = recent_bytes
         self._lock = threading.Lock()
-        self._recent: deque[tuple[int, Run]] = deque()
+        self._recent: deque[tuple[int, list[Run]]] = deque()
         self._n_recent_bytes = 0
 
     def wrote(self, file: int, runs: Sequence[Run]) -> None:
@@ -57,17 +57,34 @@ class WriteBehind:
         self._reader.start_writeback(file)
         if self._keep:
             return
-        for old_file, run in self._outgrown(file, runs):
+        for old_file, neighbours in self._outgrown(file, runs):
             # LMDB reads a frame's first page to free the others; from the disk that would take longer than the write.
-            self._reader.drop(old_file, run.offset + mmap.PAGESIZE, run.n_bytes - mmap.PAGESIZE)
+            start, end = neighbours[0].offset + mmap.PAGESIZE, neighbours[-1].offset + neighbours[-1].n_bytes
+            self._reader.drop(old_file, start, end - start)
+            for run in neighbours[1:]:
+                self._reader.fetch(old_file, run.offset, mmap.PAGESIZE)
 
-    def _outgrown(self, file: int, runs: Sequence[Run]) -> list[tuple[int, Run]]:
+    def _outgrown(self, file: int, runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
         """The oldest, which the newest leave no room for."""
         with self._lock:
-            self._recent.extend((file, run) for run in runs)
+            self._recent.extend((file, neighbours) for neighbours in _neighbours(runs))
             self._n_recent_bytes += sum(run.n_bytes for run in runs)
             outgrown = []
             while self._n_recent_bytes > self._recent_bytes:
                 outgrown.append(self._recent.popleft())
-                self._n_recent_bytes -= outgrown[-1][1].n_bytes
+                self._n_recent_bytes -= sum(run.n_bytes for run in outgrown[-1][1])
             return outgrown
+
+
+def _neighbours(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that follow one another without a gap, together.
+
+    LMDB hands them to the kernel at once, which then keeps and drops their pages in pieces that know no frame.
+    """
+    together: list[list[Run]] = []
+    for run in sorted(runs):
+        if together and together[-1][-1].offset + together[-1][-1].n_bytes == run.offset:
+            together[-1].append(run)
+        else:
+            together.append([run])
+    return together

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kvtier.types import ChunkKey
 
 SPILL_BATCH = 8
-"""Frames per round of the spill thread: a few puts per transaction are enough for full write speed."""
+"""Frames per round of the spill thread: for each of SPILL_THREADS as many as DiskTier places in one shard."""
 
 SPILL_THREADS = 2
 """One thread takes 0.6 s to seal a GB of KV and up to 1 s to write it, which is slower than disks are."""

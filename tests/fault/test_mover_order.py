@@ -9,9 +9,13 @@ import pytest
 from kvtier.errors import StoreError
 from kvtier.store.memory import MemoryStore
 from kvtier.testing.faults import Fault
+from kvtier.tiers.disk import TOGETHER
 from kvtier.transfer import precedence
 from kvtier.types import ChunkKey, Lookup
 from tests.rigs.mover import FRAME_BYTES, PATIENCE_S, Rig, keys, until
+
+TWO_WRITES = "abcdefghijklmnop"[: 2 * TOGETHER]
+"""Chunks of a round that goes to two shards."""
 
 
 class Noting(MemoryStore):
@@ -54,23 +58,23 @@ def test_chunks_of_a_chain_are_read_in_parallel():
 
 
 def test_two_shards_are_written_at_once():
-    rig = Rig(MemoryStore(2, 40 * FRAME_BYTES))
+    rig = Rig(MemoryStore(2, 40 * FRAME_BYTES), n_slots=2 * TOGETHER)
     together = threading.Barrier(2)
     rig.store._sleep = lambda _: together.wait(PATIENCE_S)
     rig.store.inject(Fault(method="write", slow_s=1.0, times=2))
-    rig.keep(rig.cache.open_chain(), "abcd")
+    rig.keep(rig.cache.open_chain(), TWO_WRITES)
     rig.settle()
     assert not together.broken
-    assert rig.stats.spilled_chunks == 4
+    assert rig.stats.spilled_chunks == len(TWO_WRITES)
     rig.mover.stop()
 
 
 def test_a_shard_that_cannot_be_written_costs_nothing_of_another_one():
-    rig = Rig(MemoryStore(2, 40 * FRAME_BYTES))
+    rig = Rig(MemoryStore(2, 40 * FRAME_BYTES), n_slots=2 * TOGETHER)
     rig.store.inject(Fault(method="write", times=1, error=StoreError("an unwritable sector")))
-    rig.keep(rig.cache.open_chain(), "abcd")
+    rig.keep(rig.cache.open_chain(), TWO_WRITES)
     rig.settle()
-    assert rig.stats.spilled_chunks == 4, "those of the other shard at once, the rest later"
+    assert rig.stats.spilled_chunks == len(TWO_WRITES), "those of the other shard at once, the rest later"
     rig.check_all_quiet()
     rig.mover.stop()
 

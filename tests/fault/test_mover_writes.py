@@ -108,6 +108,23 @@ def test_a_store_with_less_room_than_it_said_is_used_as_far_as_it_goes():
     assert rig.mover.stop()
 
 
+@pytest.mark.parametrize("error", [StoreFullError("no room"), StoreError("no medium")], ids=["full", "failing"])
+def test_what_made_room_for_a_batch_that_was_not_written_is_gone_from_index_and_store(error: Exception):
+    rig = Rig(MemoryStore(2, 200 * FRAME_BYTES))
+    texts = ["".join(chr(0x100 + 8 * n + i) for i in range(8)) for n in range(60)]
+    for text in texts[:52]:  # full
+        rig.request(text)
+        rig.settle()
+    assert rig.stats.disk_evicted_chunks
+    for text in texts[52:]:
+        rig.store.inject(Fault(method="write", times=1, error=error))
+        rig.request(text)
+        rig.check_all_quiet()
+    assert rig.stats.spill_failed_chunks > len(texts[52:]), "no batch of several failed"
+    assert all(k in rig.disk for text in texts[52:] for k in keys(text))
+    assert rig.mover.stop()
+
+
 def test_failing_syncs_are_said_once_however_well_the_writes_go(rig: Rig):
     rig.store.inject(Fault(method="sync", error=StoreError("no medium")))
     for n, name in enumerate("abcd"):

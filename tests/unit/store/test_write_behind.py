@@ -2,15 +2,19 @@
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from kvtier.machine import Machine
 from kvtier.store import lmdb
 from kvtier.store.direct import PageReader
+from kvtier.store.lmdb import LmdbStore
 from kvtier.store.write_behind import RECENT_BYTES, Run, WriteBehind, fits_page_cache
 from kvtier.testing.contracts import key_of, put, read
+from kvtier.types import ChunkKey
 from tests.rigs.lmdb_store import MIB, open_store
 from tests.rigs.page_cache import drop_from_page_cache, pages_of
 
@@ -91,7 +95,7 @@ def test_what_was_written_anew_meanwhile_is_not_lost(file: Path, behind: Callabl
 
 def test_a_file_that_cannot_be_opened_is_left_to_the_sync_to_report(tmp_path: Path) -> None:
     reader = PageReader([tmp_path / "gone"], FRAME)
-    WriteBehind(reader, keep=False, recent_bytes=0).wrote(0, [run_of(0)])
+    WriteBehind(reader, keep=False, recent_bytes=0).wrote(0, [run_of(0), run_of(1)])
     reader.close()
 
 
@@ -112,4 +116,40 @@ def test_a_large_store_gives_its_frames_from_the_disk_and_keeps_few_in_the_page_
     cached = sum(pages_of(path).cached for path in (tmp_path / "store").glob("shard-*"))
     assert cached * PAGE < RECENT_BYTES * 1.2
     assert all(read(store, n % store.n_shards, key) == frame for n, (key, frame) in enumerate(frames.items()))
+    store.close()
+
+
+def test_frames_that_were_handed_over_as_one_leave_as_one(file: Path, behind: Callable[..., WriteBehind]) -> None:
+    drop_from_page_cache(file)
+    with file.open("r+b", buffering=0) as opened:
+        opened.seek(PAGE)
+        opened.write(bytes(4 * FRAME))  # in pieces that end where no frame does
+    large = behind(keep=False)
+    large.wrote(0, [run_of(n) for n in (3, 1, 0, 2)])
+    assert pages_of(file, PAGE, 4 * FRAME).cached <= 4 + 1  # the first piece may be two pages long
+
+
+def test_the_first_pages_of_all_of_them_are_there_for_whoever_deletes_them(
+    file: Path, behind: Callable[..., WriteBehind]
+) -> None:
+    behind(keep=False).wrote(0, [run_of(n) for n in range(4)])
+    assert [pages_of(file, run_of(n).offset, PAGE).cached for n in range(4)] == [1, 1, 1, 1]
+
+
+def test_what_a_large_store_reads_to_replace_a_frame_keeps_no_other_in_the_page_cache(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmdb, "fits_page_cache", lambda _: False)
+    store = LmdbStore.open(tmp_path / "store", 400 * MIB, shard_map_bytes=200 * MIB)
+    numbers, rng = count(), Random(0)
+    stored: list[ChunkKey] = []
+    for _ in range(8 * RECENT_BYTES // (3 * 700_000)):
+        rng.shuffle(stored)
+        full = len(stored) * 700_000 > 2 * RECENT_BYTES
+        frames = {key_of(next(numbers)): os.urandom(700_000) for _ in range(3)}
+        put(store, 0, frames, [stored.pop() for _ in range(3 * full)])
+        stored += frames
+    cached = sum(pages_of(path).cached for path in (tmp_path / "store").glob("shard-*"))
+    assert cached * PAGE < RECENT_BYTES * 1.2
+    assert all(read(store, 0, key) is not None for key in stored)
     store.close()
