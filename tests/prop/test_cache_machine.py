@@ -19,14 +19,16 @@ from kvtier.tiers.host import HostTier
 from kvtier.types import ChunkKey, Found, Lookup, Miss
 from tests.rigs.machine import OUTCOMES, TROUBLES, Copy, Purse, Request, frame_bytes
 
-SHARD_BYTES = 60
-MAX_REQUESTS = 5
+SHARD_BYTES, MAX_REQUESTS = 60, 5
 OVERWRITTEN = ChunkKey(b"half written")
-
 STEPS = [1, 1, 1, 20, 2 * PROMISE_STEPS]
-
 texts = st.text("ab", min_size=1, max_size=5)
 picks = st.integers(0, 1 << 30)
+
+
+@pytest.fixture(autouse=True)
+def room_is_made_for_several_frames_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvtier.tiers.disk.GROUP_SHARE", 1.0)  # a dozen frames make room as many do
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -301,24 +303,24 @@ class CacheMachine(RuleBasedStateMachine):
     def whole_spill_round(self) -> None:
         self.now += 1.0
         self.choose_spills(4, idle=True)
-        while self.chosen:
-            self.seal()
+        if self.chosen:
+            self.seal(len(self.chosen))
         while self.sealed:
             self.write("ok")
 
     @precondition(lambda self: self.chosen)
-    @rule()
-    def seal(self) -> None:
-        resident = self.chosen.pop(0)
-        assert self.slots[resident.slot] == resident.key
-        placement = self.cache.place(resident.key, frame_bytes(resident.key))
-        if placement is None:
-            self.cache.spilled(resident, None, ok=False)
-            return
-        for shard, key in placement.evicted:
-            assert shard == placement.frame.shard
-            self.owed.setdefault(shard, []).append(key)
-        self.sealed.append((resident, placement, resident.key))
+    @rule(n=st.integers(1, 4))
+    def seal(self, n: int) -> None:
+        batch, self.chosen = self.chosen[:n], self.chosen[n:]
+        assert all(self.slots[resident.slot] == resident.key for resident in batch)
+        placements = self.cache.place_all([(r, frame_bytes(r.key)) for r in batch])
+        for resident, placement in zip(batch, placements, strict=True):
+            if placement is None:
+                self.cache.spilled(resident, None, ok=False)
+                continue
+            assert all(shard == placement.frame.shard for shard, _ in placement.evicted)
+            self.owed.setdefault(placement.frame.shard, []).extend(key for _, key in placement.evicted)
+            self.sealed.append((resident, placement, resident.key))
 
     @precondition(lambda self: self.sealed and not self.chosen)
     @rule(outcome=st.sampled_from(OUTCOMES))
@@ -326,9 +328,7 @@ class CacheMachine(RuleBasedStateMachine):
         shard = self.sealed[0][1].frame.shard
         items = [item for item in self.sealed if item[1].frame.shard == shard]
         self.sealed = [item for item in self.sealed if item[1].frame.shard != shard]
-        self.write_shard(
-            shard, {key: sealed for _, placement, sealed in items for key in [placement.frame.key]}, outcome
-        )
+        self.write_shard(shard, {placement.frame.key: sealed for _, placement, sealed in items}, outcome)
         for item in items:
             full = outcome == "full" and item is items[-1]
             self.cache.spilled(item[0], item[1], ok=outcome == "ok", full=full)
@@ -423,8 +423,8 @@ class CacheMachine(RuleBasedStateMachine):
             self.end_onload(0, failed=False)
         while self.offloads:
             self.end_offload(0, failed=False)
-        while self.chosen:
-            self.seal()
+        if self.chosen:
+            self.seal(len(self.chosen))
         while self.sealed:
             self.write("ok")
         while self.requests:
@@ -470,7 +470,7 @@ def random_step(machine: CacheMachine, rng: random.Random) -> None:
         (1, rng.random() < 0.1, lambda: m.reset(9)),
         (6, m.promotions, lambda: m.promote(pick, rng.choice(TROUBLES))),
         (3, not m.chosen and not m.sealed, lambda: m.choose_spills(rng.randint(1, 4), idle=True)),
-        (6, m.chosen, m.seal),
+        (6, m.chosen, lambda: m.seal(rng.randint(1, 4))),
         (6, m.sealed and not m.chosen, lambda: m.write(rng.choice(OUTCOMES))),
         (1, m.disk is not None and not m.sealed, lambda: m.delete_owed(rng.choice(OUTCOMES))),
         (1, True, lambda: m.switch(readable=rng.random() < 0.9, writable=rng.random() < 0.9)),
