@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, Self
@@ -25,7 +25,7 @@ from kvtier.store.directory import LOCK, OUR_NAMES, Settled, Summary, lock_path,
 from kvtier.store.listing import Listing
 from kvtier.store.lmdb_file import find_damage
 from kvtier.store.lmdb_index import frame_cost
-from kvtier.store.lmdb_walk import find_bad_value, walk
+from kvtier.store.lmdb_walk import Walked, find_bad_value, walk_together
 from kvtier.store.manifest import MANIFEST, Manifest, check_capacity, pid_namespace, read_manifest
 from kvtier.store.private import DirectoryLock, create_file, secure_directory
 from kvtier.store.shard import DATABASES, INDEX, LOG, Shard, explain, open_env
@@ -111,7 +111,8 @@ class LmdbStore:
         looked at as far as `INSPECT_S` goes; in every shard if the machine was restarted since the last use, because
         power may have been lost, or if `inspect` asks for it.
         With `sync_commits` every write returns when it would survive a loss of power, and leaves a whole tree behind.
-        `report` prints what the operator should know of later on, a line at a time; any thread that writes.
+        `report` prints how far it is when that takes long, and what the operator should know of later on, a line at a
+        time; any thread that writes.
         Blocks for up to two minutes while another process opens the same directory.
 
         Raises ConfigError for a capacity below 16 MiB. Raises StoreError when the directory cannot be used: a symlink,
@@ -122,7 +123,7 @@ class LmdbStore:
         lock = DirectoryLock(path / LOCK)
         with _opening(path, lock) as shards:
             files = _Files()
-            settled = _settle(path, capacity_bytes, shard_map_bytes, lock, files, inspect=inspect)
+            settled = _settle(path, capacity_bytes, shard_map_bytes, lock, files, inspect=inspect, report=report)
             for number in settled.manifest.shards:
                 file = shard_path(path, number)
                 shards.append(Shard(file, settled.manifest.map_bytes, sync_commits=sync_commits))
@@ -148,7 +149,7 @@ class LmdbStore:
                 _refuse_strangers(path, manifest)
             for number in manifest.shards:
                 file = shard_path(path, number)
-                damage = find_damage(file, manifest.map_bytes) or (files.inspect(file, 0.0) if alone else None)
+                damage = find_damage(file, manifest.map_bytes) or (files.walk([file])[0] if alone else None)
                 if damage is None:
                     shards.append(Shard(file, manifest.map_bytes))
                 else:
@@ -276,6 +277,7 @@ class _Files:
     def __init__(self) -> None:
         self.walked: dict[Path, tuple[int, list[Listing]]] = {}
         """Of the shards that were found whole: the last transaction, and what the index listed after it."""
+        self._found: dict[Path, Walked] = {}  # not looked at yet
 
     def create(self, path: Path, map_bytes: int) -> None:
         lock_path(path).unlink(missing_ok=True)
@@ -298,13 +300,22 @@ class _Files:
         finally:
             shard.close()
 
-    def inspect(self, path: Path, values_until_s: float) -> str | None:
+    def walk(self, paths: Sequence[Path]) -> list[str | None]:
+        with ExitStack() as stack:
+            files = [stack.enter_context(path.open("rb", buffering=0)) for path in paths]
+            ends = walk_together([file.fileno() for file in files], DATABASES, INDEX)
+        for path, walked in zip(paths, ends, strict=True):
+            if isinstance(walked, Walked):
+                self._found[path] = walked
+                self.walked[path] = walked.txn_id, walked.listed
+        return [None if isinstance(end, Walked) else str(end) for end in ends]
+
+    def look(self, path: Path, until_s: float) -> str | None:
+        walked = self._found.pop(path)
         try:
             with path.open("rb", buffering=0) as file:
-                walked = walk(file.fileno(), DATABASES, INDEX)
-                self.walked[path] = walked.txn_id, walked.listed
-                return find_bad_value(file.fileno(), walked, values_until_s)
-        except (ValueError, OSError) as error:
+                return find_bad_value(file.fileno(), walked, until_s)
+        except OSError as error:
             return str(error)
 
 
@@ -318,12 +329,19 @@ def _refuse_strangers(path: Path, manifest: Manifest) -> None:
 
 
 def _settle(
-    path: Path, capacity_bytes: int, target_map_bytes: int, lock: DirectoryLock, files: _Files, *, inspect: bool
+    path: Path,
+    capacity_bytes: int,
+    target_map_bytes: int,
+    lock: DirectoryLock,
+    files: _Files,
+    *,
+    inspect: bool,
+    report: Callable[[str], None],
 ) -> Settled:
     """Settle the directory if nobody else has it open, then hold it together with others."""
     settled = None
     if lock.acquire():
-        settled = settle(path, capacity_bytes, target_map_bytes, files, inspect=inspect)
+        settled = settle(path, capacity_bytes, target_map_bytes, files, inspect=inspect, report=report)
         lock.share()
     manifest = read_manifest(path)  # as it is now: another process may have come between
     if manifest is None:

@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,9 @@ _MIN_PAGE_BYTES, _MAX_PAGE_BYTES = 512, 0x8000
 
 META_PAGES = 2
 """Pages at the front of every file."""
+
+FRONT_BYTES = META_PAGES * _MAX_PAGE_BYTES
+"""They lie within these."""
 
 
 class Tree(NamedTuple):
@@ -87,6 +91,16 @@ def _parse_meta(page: bytes, number: int) -> LmdbMeta:
     if not _MIN_PAGE_BYTES <= page_bytes <= _MAX_PAGE_BYTES or page_bytes & (page_bytes - 1):
         raise ValueError(f"its {which} meta page has pages of {page_bytes} bytes")
     return LmdbMeta(page_bytes, last_page, txn_id, free, main)
+
+
+def fetch(path: Path, n_bytes: int) -> None:
+    """Have the kernel begin to read the front of a file; for the caller it comes too early to hear of errors."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            os.posix_fadvise(fd, 0, n_bytes, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(fd)
 
 
 def cut_back(path: Path, map_bytes: int) -> None:

@@ -9,13 +9,15 @@ have.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import sys
 import time
 from array import array
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +36,14 @@ _P_BRANCH, _P_LEAF, _P_OVERFLOW = 0x01, 0x02, 0x04
 _F_BIG, _F_TREE = 0x01, 0x02
 _NO_PAGE = 2**64 - 1
 _MAX_DEPTH = 32
+_VALUES_AT_ONCE = 256
+_SLOW_S = 20e-6  # for a page that has to come from the disk; one in the page cache takes 1 us
+_NEAR_PAGES = 8  # asked for in one piece, with what lies between
 _PAGES_AT_ONCE = 512  # Linux takes 1024 buffers for a read
 _KEY_FLAGS, _INTEGER_KEYS = 0x7E, 0x08  # how a tree orders its keys, and whether it keeps several values of one
 
+_T = TypeVar("_T")
+_Steps = Generator[None, None, _T]  # wherever it yields, the disk has been asked for what is read next
 _Ints = npt.NDArray[np.int64]
 _Bytes = npt.NDArray[np.uint8]
 _Bools = npt.NDArray[np.bool_]
@@ -56,19 +63,51 @@ def walk(fd: int, databases: tuple[bytes, ...], index: bytes) -> Walked:
 
     ValueError says what is wrong, `databases` that are missing included. About 3 us a tree page, and 0.5 ms a file.
     """
+    (walked,) = walk_together([fd], databases, index)
+    if isinstance(walked, Exception):
+        raise walked
+    return walked
+
+
+def walk_together(
+    fds: Sequence[int], databases: tuple[bytes, ...], index: bytes
+) -> list[Walked | ValueError | OSError]:
+    """`walk` several files: while the disk fetches the next level of one, the others are worked on.
+
+    What each gave, or raised. Memory: all tree pages of all of them.
+    """
+    ends: dict[int, Walked | ValueError | OSError] = {}
+    under_way = deque((n, _walk(fd, databases, index)) for n, fd in enumerate(fds))
+    while under_way:
+        n, steps = under_way.popleft()
+        try:
+            next(steps)
+            under_way.append((n, steps))
+        except StopIteration as end:
+            ends[n] = end.value
+        except (ValueError, OSError) as error:
+            ends[n] = error
+    return [ends[n] for n in range(len(fds))]
+
+
+def _walk(fd: int, databases: tuple[bytes, ...], index: bytes) -> _Steps[Walked]:
     meta = read_meta(fd)
     reader = _Reader(fd, meta)
-    free_leaves = reader.leaves(meta.free, "the tree of free pages", of_free=True)
+    free_leaves = yield from reader.leaves(meta.free, "the tree of free pages", of_free=True)
     free = reader.free_pages(free_leaves, meta.txn_id)
-    trees = reader.trees(meta)
+    trees = yield from reader.trees(meta)
     for name in databases:
         if name not in trees:
             raise ValueError(f"it has no database {name.decode()}")
-    leaves = {name: reader.leaves(tree, f"database {name.decode(errors='replace')}") for name, tree in trees.items()}
+    values, listed = [], []
+    for name, tree in trees.items():
+        leaves = yield from reader.leaves(tree, f"database {name.decode(errors='replace')}")
+        values.append((leaves.value_pages, leaves.value_n_pages))
+        if name == index:
+            listed = list(leaves.listings(0))
     reader.check_cover(free)
-    values = [(leaf.value_pages, leaf.value_n_pages) for leaf in leaves.values()]
     pages, n_pages = (np.concatenate(column) for column in zip(*values, strict=True))
-    return Walked(meta.txn_id, (pages, n_pages), meta.page_bytes, list(leaves[index].listings(0)))
+    return Walked(meta.txn_id, (pages, n_pages), meta.page_bytes, listed)
 
 
 def read_index(fd: int, txn_id: int, index: bytes) -> list[Listing] | None:
@@ -78,25 +117,51 @@ def read_index(fd: int, txn_id: int, index: bytes) -> list[Listing] | None:
     """
     for meta in read_metas(fd):
         if meta.txn_id == txn_id:
-            reader = _Reader(fd, meta)
-            return list(reader.leaves(reader.trees(meta)[index], "the index").listings(0))
+            return _at_once(_index_of(_Reader(fd, meta), meta, index))
     return None
+
+
+def _index_of(reader: _Reader, meta: LmdbMeta, index: bytes) -> _Steps[list[Listing]]:
+    trees = yield from reader.trees(meta)
+    leaves = yield from reader.leaves(trees[index], "the index")
+    return list(leaves.listings(0))
+
+
+def _at_once(steps: _Steps[_T]) -> _T:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: _T = end.value
+            return result
 
 
 def find_bad_value(fd: int, walked: Walked, until_s: float) -> str | None:
     """The first of the values' pages that does not say what it should, looked at until `until_s` (monotonic).
 
-    LMDB believes it when a value is deleted or replaced. One small read for each value.
+    LMDB believes it when a value is deleted or replaced. One small read for each value, in the order of the file; a
+    disk that takes long for them is asked for many at a time.
     """
-    for n, (page, n_pages) in enumerate(zip(*(column.tolist() for column in walked.values), strict=True)):
-        if not n & 255 and time.monotonic() > until_s:
+    pages, n_pages = walked.values
+    order = np.argsort(pages)
+    is_slow = until_s == math.inf
+    for first in range(0, len(order), _VALUES_AT_ONCE):
+        began_s = time.monotonic()
+        if began_s > until_s:
             return None
-        header = os.pread(fd, _VALUE_HEADER.size, page * walked.page_bytes)
-        if len(header) < _VALUE_HEADER.size:
-            return f"page {page} is cut short"
-        number, _, flags, claimed = _VALUE_HEADER.unpack(header)
-        if (number, flags, claimed) != (page, _P_OVERFLOW, n_pages):
-            return f"page {page} is not the first of a value of {n_pages} pages"
+        some = order[first : first + _VALUES_AT_ONCE]
+        numbers = pages[some].tolist()
+        if is_slow:
+            for page in numbers:
+                os.posix_fadvise(fd, page * walked.page_bytes, _VALUE_HEADER.size, os.POSIX_FADV_WILLNEED)
+        for page, expected in zip(numbers, n_pages[some].tolist(), strict=True):
+            header = os.pread(fd, _VALUE_HEADER.size, page * walked.page_bytes)
+            if len(header) < _VALUE_HEADER.size:
+                return f"page {page} is cut short"
+            number, _, flags, claimed = _VALUE_HEADER.unpack(header)
+            if (number, flags, claimed) != (page, _P_OVERFLOW, expected):
+                return f"page {page} is not the first of a value of {expected} pages"
+        is_slow = is_slow or time.monotonic() - began_s > len(numbers) * _SLOW_S
     return None
 
 
@@ -146,14 +211,14 @@ class _Reader:
             raise ValueError(f"its meta page names page {meta.last_page}, beyond its end")
         self._used: list[tuple[_Ints, _Ints]] = []  # runs of pages: where they begin, where they have ended
 
-    def trees(self, meta: LmdbMeta) -> dict[bytes, Tree]:
+    def trees(self, meta: LmdbMeta) -> _Steps[dict[bytes, Tree]]:
         """The named databases."""
-        leaves = self.leaves(meta.main, "the tree of databases", of_trees=True)
+        leaves = yield from self.leaves(meta.main, "the tree of databases", of_trees=True)
         if (leaves.sizes != _TREE.size).any():
             raise ValueError("the tree of databases has a node that is none")
         return {name: Tree(*_TREE.unpack(tree)) for name, tree in leaves.nodes()}
 
-    def leaves(self, tree: Tree, name: str, *, of_trees: bool = False, of_free: bool = False) -> _Leaves:
+    def leaves(self, tree: Tree, name: str, *, of_trees: bool = False, of_free: bool = False) -> _Steps[_Leaves]:
         """Read and check one tree, level by level."""
         if tree.root == _NO_PAGE:
             if tree[2:] != (0, 0, 0, 0, 0, _NO_PAGE):
@@ -164,7 +229,7 @@ class _Reader:
             raise ValueError(f"{name} has depth {tree.depth} and flags {tree.flags:#x}")
         level, counted = np.array([tree.root], np.int64), [0, 0]
         for depth in range(1, tree.depth + 1):
-            pages, kind, places, numbers = self._level(level, name)
+            pages, kind, places, numbers = yield from self._level(level, name)
             counted[kind == _P_LEAF] += len(pages)
             if (kind == _P_LEAF) != (depth == tree.depth):
                 raise ValueError(f"{name} says it is {tree.depth} levels deep")
@@ -189,7 +254,7 @@ class _Reader:
             raise ValueError(f"{name} holds {found} (depth, pages of each kind, nodes), but says {tree[2:7]}")
         return leaves
 
-    def _level(self, numbers: _Ints, name: str) -> tuple[_Bytes, int, _Ints, _Ints]:
+    def _level(self, numbers: _Ints, name: str) -> _Steps[tuple[_Bytes, int, _Ints, _Ints]]:
         """Pages of one level, their kind, and for each node where it is among their bytes and on which of the pages."""
         size = self._page_bytes
         if len(numbers) and (numbers.min() < META_PAGES or numbers.max() >= self._n_pages):
@@ -197,7 +262,7 @@ class _Reader:
         if len(np.unique(numbers)) < len(numbers):
             raise ValueError(f"two ways lead to a page of {name}")
         self._used.append((numbers, numbers + 1))
-        pages = self._read(numbers)
+        pages = yield from self._read(numbers)
         headers = np.ascontiguousarray(pages[:, : _HEADER.size]).view(_HEADER_TYPE)[:, 0]
         if (headers["number"] != numbers).any():
             raise ValueError(f"a page of {name} has another page's number")
@@ -217,22 +282,21 @@ class _Reader:
             raise ValueError(f"a page of {name} has a node that lies outside of it")
         return pages, kind, rows * size + at, rows
 
-    def _read(self, numbers: _Ints) -> _Bytes:
+    def _read(self, numbers: _Ints) -> _Steps[_Bytes]:
         """Pages as rows. Those that follow each other in the file are read by one call, wherever their rows are."""
         size = self._page_bytes
-        pages = np.empty((len(numbers), size), np.uint8)
-        view = pages.data.cast("B")
         order = np.argsort(numbers)
-        begins = np.flatnonzero(np.diff(numbers[order], prepend=-2) > 1)
-        runs = list(zip(begins.tolist(), [*begins[1:].tolist(), len(numbers)], strict=True))
-        firsts, rows = numbers[order][begins].tolist(), order.tolist()
-        if len(runs) > 1:  # at once: a cold disk takes 0.1 ms for each
-            for number, (begin, end) in zip(firsts, runs, strict=True):
-                os.posix_fadvise(self._fd, number * size, (end - begin) * size, os.POSIX_FADV_WILLNEED)
-        for number, (begin, end) in zip(firsts, runs, strict=True):
-            for some in range(begin, end, _PAGES_AT_ONCE):
-                places = [view[row * size : (row + 1) * size] for row in rows[some : min(end, some + _PAGES_AT_ONCE)]]
-                if os.preadv(self._fd, places, (number + some - begin) * size) < len(places) * size:
+        ordered = numbers[order]
+        for number, n_pages, _ in _runs(ordered, _NEAR_PAGES):
+            os.posix_fadvise(self._fd, number * size, n_pages * size, os.POSIX_FADV_WILLNEED)
+        yield
+        pages = np.empty((len(numbers), size), np.uint8)
+        view, rows = pages.data.cast("B"), order.tolist()
+        for number, n_pages, begin in _runs(ordered, 1):
+            for some in range(0, n_pages, _PAGES_AT_ONCE):
+                wanted = rows[begin + some : begin + min(n_pages, some + _PAGES_AT_ONCE)]
+                places = [view[row * size : (row + 1) * size] for row in wanted]
+                if os.preadv(self._fd, places, (number + some) * size) < len(places) * size:
                     raise ValueError(f"page {number} is cut short, or one after it")
         return pages
 
@@ -262,12 +326,16 @@ class _Reader:
         for n_bytes in np.unique(key_bytes).tolist():
             which = key_bytes == n_bytes
             keys[which, :n_bytes] = _gather(flat, places[which] + _NODE_BYTES, n_bytes)
-        words = keys.view(np.uint64 if as_numbers else ">u8").astype(np.uint64)
+        words = keys.view(np.uint64 if as_numbers else ">u8")
+        rises, same = np.zeros(len(places) - 1, np.bool_), np.ones(len(places) - 1, np.bool_)
+        for n in range(words.shape[1]):
+            word = words[:, n].astype(np.uint64)
+            rises |= same & (word[:-1] < word[1:])
+            same &= word[:-1] == word[1:]
+            if not same.any():
+                break
         # Shorter is smaller where one key is the beginning of another, also where the other goes on with zeros.
-        rises: _Bools = key_bytes[1:] > key_bytes[:-1]
-        for n in reversed(range(words.shape[1])):
-            before, after = words[:-1, n], words[1:, n]
-            rises = (before < after) | ((before == after) & rises)
+        rises |= same & (key_bytes[1:] > key_bytes[:-1])
         if group is not None:
             rises |= group[1:] != group[:-1]
         if not rises.all():
@@ -303,6 +371,13 @@ class _Reader:
             page = int(np.argmax(uses != 1))
             what = "lost: no tree leads there, and it is not free" if uses[page] == 0 else "used twice"
             raise ValueError(f"page {page} is {what}")
+
+
+def _runs(ordered: _Ints, near: int) -> Iterator[tuple[int, int, int]]:
+    """Pages that lie no more than `near` after the one before: where they begin, until where, the first one's place."""
+    begins = np.flatnonzero(np.diff(ordered, prepend=-near - 1) > near)
+    firsts, lasts = ordered[begins], ordered[np.append(begins[1:], len(ordered)) - 1]
+    return zip(firsts.tolist(), (lasts + 1 - firsts).tolist(), begins.tolist(), strict=True)
 
 
 def _gather(flat: _Bytes, at: _Ints, n_bytes: int) -> _Bytes:

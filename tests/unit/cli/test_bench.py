@@ -18,7 +18,12 @@ NAMES = {
         "churn.write_amplification",
     },
     "codec": {"codec.ratio", "codec.compress_vs_zstd1", "codec.decompress_vs_zstd1"},
-    "index": {"index.open_s_per_million", "index.rss_bytes_per_chunk", "index.lookup_1000_ms"},
+    "index": {
+        "index.open_s_per_million",
+        "index.open_cold_s_per_million",
+        "index.rss_bytes_per_chunk",
+        "index.lookup_1000_ms",
+    },
     "promote": {"promote.cold", "promote.cold_vs_odirect", "promote.hot"},
     "scheduler": {"scheduler.p99_vs_idle", "scheduler.p99_ms", "scheduler.busy_median_vs_idle"},
     "spill": {"spill.sustained", "spill.cpu_s_per_gb", "spill.scheduler_slowdown"},

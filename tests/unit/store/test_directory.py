@@ -3,7 +3,8 @@
 import os
 import random
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from kvtier.errors import StoreError
 from kvtier.store import directory as directory_module
 from kvtier.store.listing import records_of
-from kvtier.store.lmdb import LmdbStore
+from kvtier.store.lmdb import LmdbStore, _Files
 from kvtier.store.manifest import MANIFEST, read_manifest
 from kvtier.testing.contracts import frame_of, key_of, put, read
 from kvtier.types import ChunkKey
@@ -263,3 +264,46 @@ def test_an_unreadable_shard_is_the_first_to_go(folder: Path, monkeypatch: pytes
     manifest = read_manifest(folder)
     assert manifest is not None
     assert manifest.shards == (0, 1)
+
+
+def test_trees_are_walked_while_values_are_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(folder, 100 * MIB)
+    walk, look = _Files.walk, _Files.look
+    walked: list[Path] = []
+    all_walked = threading.Event()
+    waited: list[bool] = []
+
+    def walk_some(self: _Files, paths: Sequence[Path]) -> list[str | None]:
+        damages = walk(self, paths)
+        walked.extend(paths)
+        if len(walked) == 5:
+            all_walked.set()
+        return damages
+
+    def look_last(self: _Files, path: Path, until_s: float) -> str | None:
+        waited.append(all_walked.wait(10))
+        return look(self, path, until_s)
+
+    monkeypatch.setattr(directory_module, "WALKED_TOGETHER", 2)
+    monkeypatch.setattr(_Files, "walk", walk_some)
+    monkeypatch.setattr(_Files, "look", look_last)
+    open_store(folder, 100 * MIB).close()
+    assert waited == [True] * 5
+
+
+def test_a_start_that_takes_long_says_how_far_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(folder, 60 * MIB)
+    monkeypatch.setattr(directory_module, "PROGRESS_S", 0.0)
+    lines: list[str] = []
+    open_store(folder, 60 * MIB, report=lines.append).close()
+    assert lines == [f"{folder}: {n} of 3 shards looked at" for n in range(3)]
+
+
+def test_of_several_damaged_shards_each_is_set_aside_and_the_others_serve(folder: Path) -> None:
+    frames = fill(folder, 200 * MIB)
+    for number in (1, 4, 8):
+        os.truncate(folder / f"shard-{number:04}.lmdb", 5 * MIB)
+    store = open_store(folder, 200 * MIB)
+    assert sum("set aside" in notice for notice in store.notices) == 3
+    assert numbers(contents(store), frames) == {100 * shard + n for shard in (0, 2, 3, 5, 6, 7, 9) for n in range(10)}
+    store.close()

@@ -4,6 +4,8 @@ import os
 import random
 import shutil
 import struct
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
@@ -11,7 +13,7 @@ import pytest
 from lmdb.verify import VerifyError, verify
 
 from kvtier.store.lmdb_file import read_meta
-from kvtier.store.lmdb_walk import find_bad_value, read_index, walk
+from kvtier.store.lmdb_walk import Walked, find_bad_value, read_index, walk, walk_together
 from kvtier.store.shard import DATABASES, INDEX
 from kvtier.testing.contracts import frame_of, key_of, put
 from tests.rigs.lmdb_store import open_store
@@ -128,4 +130,37 @@ def test_where_values_begin_is_looked_at_only_until_then(shard: Path):
         walked = walk(file.fileno(), DATABASES, INDEX)
         os.pwrite(file.fileno(), b"\xff", int(walked.values[0][0]) * 4096 + 12)
         assert find_bad_value(file.fileno(), walked, 0.0) is None
+        assert "first of a value" in str(find_bad_value(file.fileno(), walked, time.monotonic() + 600))
         assert "first of a value" in str(find_bad_value(file.fileno(), walked, LATER))
+
+
+@pytest.fixture(name="shards")
+def three_shards(shard: Path, tmp_path: Path) -> Iterator[list[int]]:
+    fds = [os.open(shutil.copy(shard, tmp_path / str(n)), os.O_RDWR) for n in range(3)]
+    yield fds
+    for fd in fds:
+        os.close(fd)
+
+
+def test_walked_together_a_damaged_shard_does_not_hide_the_others(shards: list[int]):
+    whole = walk(shards[0], DATABASES, INDEX)
+    os.pwrite(shards[1], b"\xff" * 8, read_meta(shards[1]).main.root * 4096)
+    first, second, third = walk_together(shards, DATABASES, INDEX)
+    assert isinstance(second, ValueError)
+    for walked in (first, third):
+        assert isinstance(walked, Walked)
+        assert (walked.txn_id, walked.listed) == (whole.txn_id, whole.listed)
+
+
+def test_the_disk_is_asked_for_pages_of_all_shards_before_one_is_waited_for(shards: list[int], monkeypatch):
+    events: list[tuple[str, int]] = []
+    advise, preadv = os.posix_fadvise, os.preadv
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, *rest: (events.append(("ask", fd)), advise(fd, *rest)))
+    monkeypatch.setattr(os, "preadv", lambda fd, *rest: (events.append(("read", fd)), preadv(fd, *rest))[1])
+    walk_together(shards, DATABASES, INDEX)
+    asked: set[int] = set()
+    for event, fd in events:
+        if event == "read":
+            break
+        asked.add(fd)
+    assert asked == set(shards)
