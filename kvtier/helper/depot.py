@@ -50,6 +50,10 @@ LIVED_S: Final = 60.0
 KILL_WAIT_S: Final = 1.0
 """How long stopping waits for a killed helper, which a disk that hangs may keep."""
 
+OPEN_WAIT_S: Final = 30.0
+"""How long the engine's start waits for the store to be opened: a million chunks on a cold disk take 3 s. A slower one,
+or one that hangs, is opened by another helper while the engine serves, from what is in the page cache by then."""
+
 ASK_S: Final = 60.0
 """Longest that anybody waits for what the helper has to look up."""
 
@@ -70,8 +74,8 @@ class HelperDepot:
     def __init__(self, plan: Plan, pool: SharedPool, *, report: Callable[[str], None]) -> None:
         """Start a helper, have it open the store of `plan`, and wait for that; raises what that raises.
 
-        If the helper dies over it, or cannot be started, this is a tier that is off, of the size that was planned,
-        until another helper has opened the store. `report` prints a line; any thread.
+        If the helper dies over it, cannot be started or takes longer than `OPEN_WAIT_S`, this is a tier that is off, of
+        the size that was planned, until another helper has opened the store. `report` prints a line; any thread.
         """
         self._plan = plan
         self._pool = pool
@@ -105,7 +109,7 @@ class HelperDepot:
         try:
             with self._outliving():
                 self._begin_life()
-                self._layout, capacity_bytes = self._open()
+                self._layout, capacity_bytes = self._open(OPEN_WAIT_S)
                 self._plan = replace(plan, folder=self._layout.folder, capacity_bytes=capacity_bytes)
                 self._post_to = self._life
             if self._layout is None:
@@ -344,7 +348,7 @@ class HelperDepot:
 
     @contextlib.contextmanager
     def _outliving(self) -> Iterator[None]:
-        """A helper that dies before the engine has begun to use it is followed by another, like one that dies later."""
+        """A helper that dies, or gets stuck, before the engine has begun to use it is followed by another."""
         try:
             yield
         except GoneError as error:
@@ -355,10 +359,10 @@ class HelperDepot:
         plan = self._plan
         return self._layout or _Layout(plan.folder, 1, plan.capacity_bytes, opened_alone=False, page_bytes=PAGESIZE)
 
-    def _open(self) -> tuple[_Layout, int]:
+    def _open(self, timeout_s: float = float("inf")) -> tuple[_Layout, int]:
         """What the helper has opened, and the capacity that it was given."""
         plan = asdict(self._plan) | {"folder": str(self._plan.folder), "secret": tuple(self._plan.secret)}
-        folder, capacity_bytes, *layout = self._the_life.call("open", plan)
+        folder, capacity_bytes, *layout = self._the_life.call("open", plan, timeout_s=timeout_s)
         return _Layout(Path(folder), *layout), capacity_bytes
 
     def _keep_alive(self) -> None:

@@ -30,7 +30,7 @@ LOOK_S: Final = 0.5
 
 
 class GoneError(StoreError):
-    """There is no helper process to talk to: it could not be started, is dead, or does not take a message."""
+    """There is no helper process to talk to: it could not be started, is dead, or takes too long."""
 
 
 class Life:
@@ -102,7 +102,7 @@ class Life:
     def call(self, name: str, *arguments: Any, timeout_s: float = float("inf")) -> Any:
         """Have it do something and wait for the answer. Raises what it raised.
 
-        GoneError when it dies meanwhile, StoreError when it takes long.
+        GoneError when it dies meanwhile or takes longer than `timeout_s`.
 
         Not on the thread on which `handle` is called, nor on one that brings answers.
         """
@@ -119,7 +119,7 @@ class Life:
                 if not self.alive:
                     raise self._gone()
                 if time.monotonic() > give_up_s:
-                    raise StoreError(f"the helper process of the disk tier took longer than {timeout_s:.0f} s")
+                    raise GoneError(f"its helper process takes longer than {timeout_s:.0f} s (call {name!r})")
         finally:
             del self._answers[number]
         if kind is None:

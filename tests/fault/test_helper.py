@@ -289,6 +289,24 @@ def test_a_helper_killed_while_it_opens_the_store_is_followed_by_another(
     has_its_tier_in_the_end(engine)
 
 
+def test_an_engine_does_not_wait_long_for_a_store_that_takes_long_to_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scenario: another process lays the directory out for longer than a start may take."""
+    filled(tmp_path / "kv")
+    monkeypatch.setattr(depot_module, "OPEN_WAIT_S", 0.2)
+    other = DirectoryLock(tmp_path / "kv" / LOCK)
+    assert other.acquire()
+    try:
+        engine = Engine(tmp_path / "kv")
+        assert engine.request(range(200, 212)) == []
+        until(lambda: any("takes longer than" in line for line in engine.reports))
+    finally:
+        other.release()
+    engine.settled()
+    assert engine.request(range(12)) == [Source.DISK] * 12
+
+
 @pytest.mark.parametrize(("name", "nth"), [("open", 1), ("scan", 1), ("scan", 2), ("start", 1)])
 def test_a_helper_killed_at_any_call_of_the_start_is_followed_by_another(
     tmp_path: Path, name: str, nth: int, monkeypatch: pytest.MonkeyPatch
