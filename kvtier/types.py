@@ -21,6 +21,16 @@ def chunk_hash_of(key: ChunkKey) -> bytes:
     return key[NAMESPACE_BYTES:]
 
 
+class FilePages(NamedTuple):
+    """Where a frame lies in a file, and memory that takes the pages it is on."""
+
+    descriptor: int
+    offset: int  # in the file; a whole page
+    memory: memoryview  # whole pages at a page boundary, as long as what is to be read
+    skip: int  # bytes of `memory` in front of the frame
+    n_bytes: int  # of the frame
+
+
 class Lookup(Enum):
     """What a tier hierarchy answers when asked for a chunk."""
 

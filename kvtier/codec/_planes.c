@@ -1,9 +1,11 @@
 /* Byte planes in native code: 16-bit values <-> their low and high bytes, in one pass each and without the GIL.
  *
  * join() decodes the high bytes block by block and puts each block together with the low ones while it is in the
- * processor's cache; open_frame() verifies the frame around them first, so that a thread gives the GIL away once for both.
+ * processor's cache; open_frame() reads the frame around them and verifies it first, so that a thread gives the GIL away
+ * once for all of it.
  * zstd, which does what _literals.c leaves, is the one in python-zstandard, XXH3 the one in python-xxhash: their
  * functions come as addresses. */
+#define _DEFAULT_SOURCE
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
@@ -11,6 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
@@ -274,38 +278,70 @@ static PyObject *join(PyObject *module, PyObject *args)
     return NULL;
 }
 
+static int read_pages(int descriptor, uint8_t *out, size_t n_bytes, long long at)
+{
+    while (n_bytes) {
+        ssize_t n = pread(descriptor, out, n_bytes, (off_t)at);
+        if (n <= 0)
+            return 0;
+        out += n;
+        n_bytes -= (size_t)n;
+        at += n;
+    }
+    return 1;
+}
+
+/* Where a frame is: in `memory`, from `skip` on, once the pages at `offset` have been read there by `descriptor`; already
+ * if that is below zero. */
+typedef struct {
+    int descriptor;
+    long long offset;
+    Py_ssize_t skip, n_bytes;
+} place_t;
+
 static PyObject *open_frame(PyObject *module, PyObject *args)
 {
     unsigned long long state, reset, update, digest;
-    Py_buffer head, frame, scratch, out;
-    PyObject *object;
+    Py_buffer head, memory, scratch, out;
+    PyObject *source, *target;
+    place_t place;
     rows_t rows;
     int fits, opened = 0;
     (void)module;
-    if (!PyArg_ParseTuple(args, "(KKK)Ky*y*w*O:open_frame", &reset, &update, &digest, &state, &head, &frame, &scratch, &object))
+    if (!PyArg_ParseTuple(args, "(KKK)Ky*(iLnn)Ow*O:open_frame", &reset, &update, &digest, &state, &head,
+                          &place.descriptor, &place.offset, &place.skip, &place.n_bytes, &source, &scratch, &target))
         return NULL;
-    if (PyObject_GetBuffer(object, &out, PyBUF_STRIDED) < 0) {
+    if (PyObject_GetBuffer(source, &memory, place.descriptor < 0 ? PyBUF_SIMPLE : PyBUF_WRITABLE) < 0) {
         PyBuffer_Release(&head);
-        PyBuffer_Release(&frame);
         PyBuffer_Release(&scratch);
         return NULL;
     }
-    fits = as_rows(&out, &rows) && head.len == HEAD_BYTES && (size_t)scratch.len >= rows.n_values && reset && update &&
-           digest && state;
-    if (fits && (size_t)frame.len >= HEADER_BYTES + rows.n_values) {
+    if (PyObject_GetBuffer(target, &out, PyBUF_STRIDED) < 0) {
+        PyBuffer_Release(&head);
+        PyBuffer_Release(&scratch);
+        PyBuffer_Release(&memory);
+        return NULL;
+    }
+    fits = as_rows(&out, &rows) && head.len == HEAD_BYTES && (size_t)scratch.len >= rows.n_values && place.skip >= 0 &&
+           place.n_bytes >= 0 && place.n_bytes <= memory.len && place.skip <= memory.len - place.n_bytes && reset &&
+           update && digest && state;
+    if (fits && (size_t)place.n_bytes >= HEADER_BYTES + rows.n_values) {
         xxh3_t xxh3 = {(int (*)(void *))(uintptr_t)reset, (int (*)(void *, const void *, size_t))(uintptr_t)update,
                        (hash_t(*)(const void *))(uintptr_t)digest};
         Py_BEGIN_ALLOW_THREADS
-        opened = open_plain(&xxh3, (void *)(uintptr_t)state, head.buf, frame.buf, (size_t)frame.len, scratch.buf, &rows);
+        opened = (place.descriptor < 0 ||
+                  read_pages(place.descriptor, memory.buf, (size_t)memory.len, place.offset)) &&
+                 open_plain(&xxh3, (void *)(uintptr_t)state, head.buf, (const uint8_t *)memory.buf + place.skip,
+                            (size_t)place.n_bytes, scratch.buf, &rows);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&head);
-    PyBuffer_Release(&frame);
     PyBuffer_Release(&scratch);
+    PyBuffer_Release(&memory);
     PyBuffer_Release(&out);
     if (fits)
         return PyBool_FromLong(opened);
-    PyErr_SetString(PyExc_ValueError, "open_frame: a head has 48 bytes, scratch takes half of out's bytes, out is bytes in even rows, and no address is zero");
+    PyErr_SetString(PyExc_ValueError, "open_frame: a head has 48 bytes, the frame lies inside memory, scratch takes half of out's bytes, out is bytes in even rows, and no address is zero");
     return NULL;
 }
 
@@ -315,8 +351,9 @@ static PyMethodDef methods[] = {
      "join(functions, context, low, section, scratch, out) -> int: out from its low bytes and a zstd frame of the\n"
      "high ones. 0: done; 1: the frame ends early; 2: it holds more; below zero: an error code of zstd's."},
     {"open_frame", open_frame, METH_VARARGS,
-     "open_frame(functions, state, head, frame, scratch, out) -> bool: whether a frame that begins with this head has a\n"
-     "checksum that agrees and was decoded into out. If not, out is undefined, and somebody else is to say why."},
+     "open_frame(functions, state, head, (descriptor, offset, skip, n_bytes), memory, scratch, out) -> bool: whether the\n"
+     "frame could be read, begins with this head, has a checksum that agrees, and was decoded into out. If not, out is\n"
+     "undefined, and somebody else is to say why. memory is filled from the file unless descriptor is below zero."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -20,7 +20,8 @@ def open_frame(
     functions: tuple[int, int, int],
     state: int,
     head: bytes,
-    frame: memoryview,
+    place: tuple[int, int, int, int],
+    memory: memoryview,
     scratch: memoryview,
     out: Values,
 ) -> bool: ...

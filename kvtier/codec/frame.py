@@ -16,7 +16,7 @@ from kvtier.codec.pieces import Chunk, decode_chunk, encode_chunk, in_rows
 from kvtier.codec.planes import BytePlanes
 from kvtier.codec.registry import RAW, codec_by_id
 from kvtier.errors import FrameCorruptError, FrameForeignError
-from kvtier.types import ChunkKey
+from kvtier.types import ChunkKey, FilePages
 
 FORMAT_VERSION = 1
 """Of the frame layout. A change that an older build cannot read raises it; old frames are then misses."""
@@ -134,7 +134,7 @@ def open_into(frame: memoryview, out: Chunk, *, key: ChunkKey, guard: Guard = PL
     FrameForeignError, which say what was found and what was expected; what `out` holds is undefined then. Identity,
     lengths and guard are settled before `out` is touched.
     """
-    if guard is PLAIN and _opened_at_once(frame, out, key):
+    if opened_at_once(frame, out, key=key, guard=guard):
         return
     header = verify_frame(frame)
     check_identity(header, key)
@@ -151,21 +151,24 @@ def open_into(frame: memoryview, out: Chunk, *, key: ChunkKey, guard: Guard = PL
     decode_chunk(codec, guard.unprotect(head, key, frame[start:], frame[HEADER_BYTES:start]), out)
 
 
-def _opened_at_once(frame: memoryview, out: Chunk, key: ChunkKey) -> bool:
-    """Whether this was a frame as most are, of `key` and of the length of `out`, and is in `out` now."""
-    opener, values, n_payload = best_opener(), in_rows(out), len(frame) - HEADER_BYTES
-    if opener is None or values is None or not 0 < n_payload <= _MAX_RAW_BYTES or len(out) > _MAX_RAW_BYTES:
+def opens_at_once(codec: Codec, guard: Guard) -> bool:
+    """Whether frames made like this are what `opened_at_once` knows; the others would be read for nothing."""
+    return best_opener() is not None and guard is PLAIN and codec.codec_id == BytePlanes.codec_id
+
+
+def opened_at_once(frame: memoryview | FilePages, out: Chunk, *, key: ChunkKey, guard: Guard) -> bool:
+    """Do what `open_into` does, and the reading too, in one native call; False where that does not go or does not help.
+
+    Called on transfer threads. After False what `out` holds is undefined, and `open_into` is to be asked why.
+    """
+    n_payload = (frame.n_bytes if isinstance(frame, FilePages) else len(frame)) - HEADER_BYTES
+    opener, values = best_opener(), in_rows(out)
+    if opener is None or values is None or guard is not PLAIN:
         return False
-    head = _HEAD.pack(
-        MAGIC,
-        FORMAT_VERSION,
-        BytePlanes.codec_id,
-        PLAIN.flags,
-        len(out),
-        n_payload,
-        _padded_namespace(key),
-        _key_tag(key),
-    )
+    if not 0 < n_payload <= _MAX_RAW_BYTES or len(out) > _MAX_RAW_BYTES:
+        return False
+    codec_id, namespace = BytePlanes.codec_id, _padded_namespace(key)
+    head = _HEAD.pack(MAGIC, FORMAT_VERSION, codec_id, PLAIN.flags, len(out), n_payload, namespace, _key_tag(key))
     return opener(head, frame, values)
 
 

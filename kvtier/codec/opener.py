@@ -1,4 +1,4 @@
-"""Opener: a plain frame of byte planes -> its values, verified and decoded in one native call.
+"""Opener: a plain frame of byte planes -> its values: read from its file, verified and decoded in one native call.
 
 It knows the frames that this build writes and no others. To anything else, damage above all, it says no, and frame.py
 goes the long way, which also knows what is wrong. GB/s are in docs/performance.md, "Cold reads".
@@ -15,15 +15,17 @@ from typing import Any, Protocol
 
 from kvtier.codec import entropy
 from kvtier.codec.forms import EXTENSION, INTERFACE, Values
+from kvtier.types import FilePages
 
 
 class Opener(Protocol):
     """Safe on any thread; gives the GIL away once."""
 
-    def __call__(self, head: bytes, frame: memoryview, out: Values, /) -> bool:
+    def __call__(self, head: bytes, frame: memoryview | FilePages, out: Values, /) -> bool:
         """Whether `frame` begins with `head`, its checksum agrees, and `out` was filled from it exactly.
 
-        If not, what `out` holds is undefined, unless the checksum does not agree: then `out` is as it was.
+        If not, what `out` holds is undefined, unless the checksum does not agree: then `out` is as it was. Blocks for
+        as long as the medium does.
         """
         ...
 
@@ -58,9 +60,13 @@ class _NativeOpener:
         self._free.argtypes = (ctypes.c_void_p,)
         self._of_thread = threading.local()
 
-    def __call__(self, head: bytes, frame: memoryview, out: Values, /) -> bool:
+    def __call__(self, head: bytes, frame: memoryview | FilePages, out: Values, /) -> bool:
+        if isinstance(frame, FilePages):
+            place, memory = (frame.descriptor, frame.offset, frame.skip, frame.n_bytes), frame.memory
+        else:
+            place, memory = (-1, 0, 0, len(frame)), frame
         scratch = entropy.scratch((out.nbytes + 1) // 2).data
-        opened: bool = self._open(self._functions, self._state(), head, frame, scratch, out)
+        opened: bool = self._open(self._functions, self._state(), head, place, memory, scratch, out)
         return opened
 
     def _state(self) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from kvtier.store.listing import Listing
-from kvtier.types import ChunkKey
+from kvtier.types import ChunkKey, FilePages
 
 
 class Store(Protocol):
@@ -56,6 +56,14 @@ class Store(Protocol):
         """Borrow a frame's bytes for the length of the `with` block; None when absent. The view dies with the block.
 
         The bytes are as the medium gives them: only opening the frame tells whether they are the ones written.
+        """
+        ...
+
+    def lend(self, shard: int, key: ChunkKey, use: Callable[[FilePages], bool]) -> bool:
+        """Have `use` read a frame's pages by itself, in one call with what it does to them; what it returns.
+
+        The pages stay what they are until it does. False, and never an exception, for any reason not to: the frame is
+        absent or has no pages of its own, or the medium is sick. `read` knows more.
         """
         ...
 

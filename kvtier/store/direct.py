@@ -13,7 +13,8 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -77,6 +78,24 @@ class PageReader:
             raise
         return PageRun(buffer, n_bytes, self._buffers)
 
+    @contextmanager
+    def room(self, file: int, offset: int, n_bytes: int) -> Iterator[tuple[int, memoryview]]:
+        """What `read` would read with, for whoever does: a descriptor and memory in whole pages, good for the block.
+
+        Raises OSError when the file cannot be opened.
+        """
+        length = -(-n_bytes // _PAGE) * _PAGE
+        buffer = self._take_buffer(length)
+        try:
+            opened = self._borrow(file)
+            try:
+                with memoryview(buffer)[:length] as memory:
+                    yield opened.descriptor_for(offset, length), memory
+            finally:
+                self._give_back(opened)
+        finally:
+            self._buffers.append(buffer)
+
     def peek(self, file: int, offset: int, n_bytes: int) -> bytes:
         """A few bytes of a page that is to be in the page cache anyway. OSError when they cannot be read."""
         opened = self._borrow(file)
@@ -130,20 +149,20 @@ class PageReader:
 
     def _fill(self, opened: _OpenFile, out: memoryview, offset: int) -> None:
         n_read = 0
-        direct = opened.direct >= 0 and not opened.is_cached(offset, len(out))
+        descriptor = opened.descriptor_for(offset, len(out))
         while n_read < len(out):
             try:
-                n = self._preadv(opened.direct if direct else opened.buffered, [out[n_read:]], offset + n_read)
+                n = self._preadv(descriptor, [out[n_read:]], offset + n_read)
             except OSError as error:
-                if not direct or error.errno not in _NO_DIRECT:
+                if descriptor == opened.buffered or error.errno not in _NO_DIRECT:
                     raise
-                direct = False  # a file system that takes the flag and then refuses the read
+                descriptor = opened.buffered  # a file system that takes the flag and then refuses the read
                 continue
             if n == 0:
                 raise OSError(f"the file ends within a frame, at {offset + n_read}")
             n_read += n
             if n % _PAGE:
-                direct = False  # what remains does not begin on a boundary
+                descriptor = opened.buffered  # what remains does not begin on a boundary
 
     def _take_buffer(self, length: int) -> mmap.mmap:
         try:
@@ -202,6 +221,10 @@ class _OpenFile:
             self.direct = -1  # as on some overlays: then everything goes through the page cache
         address = _libc.mmap(None, map_bytes, _PROT_NONE, mmap.MAP_SHARED, self.buffered, 0)
         self._address = None if address == _MAP_FAILED else address
+
+    def descriptor_for(self, offset: int, n_bytes: int) -> int:
+        """The one to read so many bytes with."""
+        return self.direct if self.direct >= 0 and not self.is_cached(offset, n_bytes) else self.buffered
 
     def is_cached(self, offset: int, n_bytes: int) -> bool:
         """Whether all of it is in the page cache. Microseconds; reads nothing."""

@@ -24,13 +24,13 @@ from kvtier.store.direct import PageReader
 from kvtier.store.directory import LOCK, OUR_NAMES, Settled, Summary, lock_path, settle, shard_number, shard_path
 from kvtier.store.listing import Listing
 from kvtier.store.lmdb_file import find_damage
-from kvtier.store.lmdb_index import frame_cost
+from kvtier.store.lmdb_index import PAGE_HEADER_BYTES, Entry, frame_cost
 from kvtier.store.lmdb_walk import Walked, find_bad_value, walk_together
 from kvtier.store.manifest import MANIFEST, Manifest, check_capacity, pid_namespace, read_manifest
 from kvtier.store.private import DirectoryLock, create_file, secure_directory
 from kvtier.store.shard import DATABASES, INDEX, LOG, Shard, explain, open_env
 from kvtier.store.write_behind import WriteBehind, fits_page_cache
-from kvtier.types import ChunkKey
+from kvtier.types import ChunkKey, FilePages
 
 SHARD_MAP_BYTES: Final = 512 << 20
 """Shards are this long or up to twice that. Writing under churn with random victims, one thread, flat over six times
@@ -230,6 +230,23 @@ class LmdbStore:
         """
         opened = self._shards[shard]
         return Borrowed(opened, key, lambda entry: opened.read_pages(self._reader, shard, entry))
+
+    def lend(self, shard: int, key: ChunkKey, use: Callable[[FilePages], bool]) -> bool:
+        """As `Store` says."""
+        opened = self._shards[shard]
+        try:
+            txn = opened.begin()
+            try:
+                entry = opened.find(txn, key)
+                if not isinstance(entry, Entry):
+                    return False
+                offset, n_bytes = entry.page * self.page_bytes, PAGE_HEADER_BYTES + entry.n_bytes
+                with self._reader.room(shard, offset, n_bytes) as (descriptor, memory):
+                    return use(FilePages(descriptor, offset, memory, PAGE_HEADER_BYTES, entry.n_bytes))
+            finally:
+                txn.abort()
+        except (StoreError, OSError):
+            return False
 
     def erase_deleted(self) -> int:
         """Make unreadable, on the medium too, whatever deleted or replaced frames left behind; bytes that held any.

@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 from kvtier.errors import StoreFullError
 from kvtier.store.base import Change, News
 from kvtier.store.listing import Listing, listings_of
-from kvtier.types import ChunkKey, Record
+from kvtier.types import ChunkKey, FilePages, Record
 
 
 class _Kept(NamedTuple):
@@ -121,6 +121,10 @@ class MemoryStore:
             return
         with memoryview(kept.frame) as frame:
             yield frame
+
+    def lend(self, _shard: int, _key: ChunkKey, _use: Callable[[FilePages], bool], /) -> bool:
+        """There are no files."""
+        return False
 
     def sync(self) -> None:
         """Nothing survives a power loss here."""

@@ -12,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import os
 import random
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ from kvtier.codec.pieces import Pieces, decode_chunk, encode_chunk
 from kvtier.errors import FrameCorruptError, StoreFullError
 from kvtier.store.base import Store
 from kvtier.store.listing import records_of
-from kvtier.types import ChunkKey
+from kvtier.types import ChunkKey, FilePages
 
 
 def key_of(number: int) -> ChunkKey:
@@ -67,6 +69,21 @@ class StoreContract:
         frames = {key_of(n): frame_of(n, n_bytes) for n, n_bytes in enumerate((1, 64, 2000, 4096, 100_000))}
         put(store, 0, frames)
         assert {key: read(store, 0, key) for key in frames} == frames
+
+    def test_what_is_lent_is_what_is_read(self, store: Store) -> None:
+        n_bytes = 100_000
+        put(store, 0, {key_of(n): frame_of(n, n_bytes + n) for n in range(3)})
+        seen: dict[int, bytes] = {}
+
+        def use(number: int, pages: FilePages) -> bool:
+            n_read = os.preadv(pages.descriptor, [pages.memory], pages.offset)
+            assert n_read == len(pages.memory)
+            seen[number] = bytes(pages.memory[pages.skip : pages.skip + pages.n_bytes])
+            return number != 1
+
+        lent = {number: store.lend(0, key_of(number), partial(use, number)) for number in range(4)}
+        assert seen in ({}, {number: frame_of(number, n_bytes + number) for number in range(3)})
+        assert lent == {number: number in seen and number != 1 for number in range(4)}
 
     def test_an_absent_key_reads_as_none(self, store: Store) -> None:
         assert read(store, 0, key_of(1)) is None

@@ -12,7 +12,7 @@ from typing import Literal
 
 from kvtier.store.base import News, SharedStore
 from kvtier.store.listing import Listing
-from kvtier.types import ChunkKey
+from kvtier.types import ChunkKey, FilePages
 
 Method = Literal["scan", "write", "read", "sync"]
 
@@ -107,6 +107,12 @@ class FaultyStore:
             else:
                 with memoryview(fault.change(bytes(frame))) as changed:
                     yield changed
+
+    def lend(self, shard: int, key: ChunkKey, use: Callable[[FilePages], bool]) -> bool:
+        with self._lock:
+            if any(fault.method == "read" for fault, _ in self._faults):
+                return False  # then all of them pass through `read`
+        return self.inner.lend(shard, key, use)
 
     @property
     def opened_alone(self) -> bool:

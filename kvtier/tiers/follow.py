@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kvtier.store.base import SharedStore
     from kvtier.store.listing import Listing
     from kvtier.tiers.disk import DiskTier
-    from kvtier.types import ChunkKey
+    from kvtier.types import ChunkKey, FilePages
 
 FOLLOW_EVERY_S = 1.0
 """How old this process's knowledge of what others wrote may be. A look at 256 unchanged shards takes 0.2 ms."""
@@ -193,6 +193,10 @@ class Follower:
     def read(self, shard: int, key: ChunkKey) -> AbstractContextManager[memoryview | None]:
         """As the store's."""
         return self._store.read(shard, key)
+
+    def lend(self, shard: int, key: ChunkKey, use: Callable[[FilePages], bool]) -> bool:
+        """As the store's."""
+        return self._store.lend(shard, key, use)
 
     def sync(self) -> None:
         """As the store's."""

@@ -15,7 +15,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kvtier.codec.frame import frame_bound, open_into, seal_into
+from kvtier.codec.frame import frame_bound, open_into, opened_at_once, opens_at_once, seal_into
 from kvtier.codec.guard import PLAIN
 from kvtier.errors import FrameCorruptError, FrameForeignError, StoreError, StoreFullError
 from kvtier.transfer.batch import Workers, in_parallel
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kvtier.store.base import Store
     from kvtier.transfer.slots import Slots
     from kvtier.transfer.work import Work
-    from kvtier.types import ChunkKey
+    from kvtier.types import ChunkKey, FilePages
 
 SPILL_BATCH = 8
 """Frames per round of the spill thread: for each of SPILL_THREADS as many as DiskTier places in one shard."""
@@ -40,7 +40,7 @@ SPILL_BATCH = 8
 SPILL_THREADS = 2
 """One thread takes 0.6 s to seal a GB of KV and up to 1 s to write it, which is slower than disks are."""
 
-READS_AHEAD = 2
+READS_AHEAD = 4
 """Promotion threads beyond `disk.promote_threads`: some always wait for the disk. docs/performance.md, "Cold reads"."""
 
 SPILL_BUFFER_BYTES = 64 << 20
@@ -85,6 +85,7 @@ class Mover:
         self._store = store
         self._codec = codec
         self._guard = guard
+        self._at_once = opens_at_once(codec, guard)
         self._poll_s = poll_s
         self._sync_every_s = sync_every_s
         self._steps_back = steps_back
@@ -200,17 +201,25 @@ class Mover:
     def _promote(self, job: Promotion) -> Miss | None:
         key = job.resident.key
         slot = self._slots[job.resident.slot]
-        return self._read(job.frame.shard, key, lambda frame: open_into(frame, slot, key=key, guard=self._guard))
+        at_once = partial(opened_at_once, out=slot, key=key, guard=self._guard) if self._at_once else None
+        return self._read(job.frame.shard, key, partial(open_into, out=slot, key=key, guard=self._guard), at_once)
 
-    def _read(self, shard: int, key: ChunkKey, use: Callable[[memoryview], None]) -> Miss | None:
+    def _read(
+        self,
+        shard: int,
+        key: ChunkKey,
+        use: Callable[[memoryview], None],
+        at_once: Callable[[FilePages], bool] | None = None,
+    ) -> Miss | None:
         if not self._the_work.disk_readable or self._stopping:
             return Miss.GATE  # switched off since: nobody waits for a sick medium, and the frame may be sound
         try:
-            with self._store.read(shard, key) as frame:
-                if frame is None:
-                    self._reads_ok()
-                    return Miss.EVICTED
-                use(frame)
+            if at_once is None or not self._store.lend(shard, key, at_once):
+                with self._store.read(shard, key) as frame:
+                    if frame is None:
+                        self._reads_ok()
+                        return Miss.EVICTED
+                    use(frame)
         except FrameCorruptError as error:
             self._report_bad(shard, key, error)
             return Miss.CORRUPT

@@ -159,3 +159,19 @@ def test_arguments_that_do_not_fit_are_an_error(opener: Opener):
 def test_without_native_code_there_is_no_opener(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, openers.EXTENSION, None)
     assert openers.best_opener.__wrapped__() is None
+
+
+@pytest.mark.parametrize(
+    ("codec", "guard", "at_once"),
+    [
+        (BytePlanes(), PLAIN, True),
+        (Raw(), PLAIN, False),
+        (ProbedZstd(), PLAIN, False),
+        (BytePlanes(), Hmac(bytes(32)), False),
+    ],
+)
+def test_frames_that_would_be_read_for_nothing_are_known_beforehand(
+    monkeypatch: pytest.MonkeyPatch, opener: Opener, codec: Codec, guard: Guard, *, at_once: bool
+):
+    monkeypatch.setattr(frames, "best_opener", lambda: opener)
+    assert frames.opens_at_once(codec, guard) is at_once
