@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvtier.budget import WriteBudget
@@ -17,7 +18,7 @@ from kvtier.codec.registry import RAW, codec_for
 from kvtier.depot import LocalDepot, Plan, SharedPool
 from kvtier.epoch import NAMESPACES, Epoch
 from kvtier.errors import ConfigError, KvtierError, StoreError
-from kvtier.helper.depot import HelperDepot
+from kvtier.helper.depot import READS_AHEAD, HelperDepot
 from kvtier.keeper import Keeper
 from kvtier.machine import DiskSpace
 from kvtier.observe.hitlog import HitLog
@@ -39,7 +40,6 @@ from kvtier.store.private import secure_directory
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.follow import SharedIndex
 from kvtier.tiers.host import HostTier
-from kvtier.transfer.mover import READS_AHEAD
 from kvtier.transfer.probe import PROBE_BYTES
 from kvtier.transfer.slots import Slots
 from kvtier.types import Miss, Source
@@ -252,7 +252,7 @@ def _with_disk(
 ) -> Kvtier:
     prior = Prior(depot.folder / NAMESPACES, namespace, "prefill", len(Cost._fields))
     known = prior.load()
-    n_readers = disk_config.promote_threads + READS_AHEAD
+    n_readers = _n_readers(disk_config, in_helper=not isinstance(depot, LocalDepot))
     prefill_rate, copy_rate = PrefillRate(Cost(*known) if known is not None else None), CopyRate()
     disk = DiskTier(depot.n_shards, depot.shard_bytes, depot.frame_cost, LinkedSlru(1), first_shard=os.getpid())
     disk.set_family(namespace.family(epoch.name))
@@ -332,11 +332,17 @@ def _open_depot(
         guard = guard_of(secret)
         plan = _plan(config, config.disk, geometry, secret, report, runs_idle=runs_idle)
         if isinstance(pool, SharedPool):
+            plan = replace(plan, n_promote_threads=_n_readers(config.disk, in_helper=True))
             return HelperDepot(plan, pool, report=report), guard
         return LocalDepot(plan, slots, report=report), guard
     except (KvtierError, OSError) as error:
         report(f"disk tier is off, the engine runs without it: {error}")
         return None, guard
+
+
+def _n_readers(disk: Disk, *, in_helper: bool) -> int:
+    """Promotions that are under way at once."""
+    return disk.promote_threads + (READS_AHEAD if in_helper else 0)
 
 
 def _plan(

@@ -19,7 +19,7 @@ from kvtier.errors import StoreError, StoreFormatError
 from kvtier.store.beside import room_beside
 from kvtier.store.lmdb import LmdbStore
 from kvtier.tiers.follow import Follower
-from kvtier.transfer.mover import READS_AHEAD, Mover
+from kvtier.transfer.mover import Mover
 from kvtier.transfer.precedence import LoadsFirst
 from kvtier.transfer.probe import LoadProbe
 
@@ -145,7 +145,7 @@ class LocalDepot:
             self._follower,
             RAW if plan.raw else codec_for(plan.dtype),
             guard=self._guard,
-            n_promote_threads=plan.n_promote_threads + READS_AHEAD,
+            n_promote_threads=plan.n_promote_threads,
             poll_s=plan.poll_s,
             sync_every_s=plan.sync_every_s,
             steps_back=steps_back,
@@ -181,7 +181,7 @@ class LocalDepot:
             list(frames),
             self._plan.chunk_bytes,
             guard=self._guard,
-            n_threads=self._plan.n_promote_threads + READS_AHEAD,
+            n_threads=self._plan.n_promote_threads,
             n_processors=len(os.sched_getaffinity(0)),
             tell=tell,
         )

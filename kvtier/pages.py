@@ -17,7 +17,6 @@ from kvtier.codec.pieces import Pieces, Segments
 from kvtier.errors import KvtierError
 from kvtier.residency import Frame
 from kvtier.transfer.batch import Batch, Workers
-from kvtier.transfer.mover import READS_AHEAD
 from kvtier.types import Miss, Source
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class Pages:
         self._getting, self._putting = threading.Lock(), threading.Lock()
         self._group = max(1, min(GROUP_PAGES, slots.n // 4))
         self._reads, self._writes = _Stall(clock), _Stall(clock)
-        self._workers = Workers(n_threads + READS_AHEAD, "kvtier-pages")
+        self._workers = Workers(n_threads, "kvtier-pages")
 
     def stop(self) -> None:
         """End the threads; does not wait for a read that is under way."""

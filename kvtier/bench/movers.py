@@ -14,7 +14,7 @@ from typing import NamedTuple
 from kvtier.bench.traffic import Traffic, plan_for
 from kvtier.depot import SharedPool
 from kvtier.errors import StoreError
-from kvtier.helper.depot import HelperDepot
+from kvtier.helper.depot import READS_AHEAD, HelperDepot
 
 
 class Task(NamedTuple):
@@ -58,7 +58,8 @@ class Movers:
     def start(self, task: Task) -> None:
         """Open the store and be busy when this returns."""
         self._task = task
-        plan = plan_for(task.store, task.n_chunks, task.chunk_bytes, task.dtype, task.n_threads)
+        n_threads = task.n_threads + (READS_AHEAD if isinstance(self._pool, SharedPool) else 0)
+        plan = plan_for(task.store, task.n_chunks, task.chunk_bytes, task.dtype, n_threads)
         self._traffic = Traffic(plan, self._pool)
         self._began = time.perf_counter(), self._cpu_s()
         self._traffic.begin(loads=task.loads, spills=task.spills)

@@ -16,6 +16,7 @@ from kvtier.bench.ceilings import DirectFile, aligned, cached_share, drop_page_c
 from kvtier.bench.peers import VllmFs
 from kvtier.bench.traffic import Traffic, fill, plan_for
 from kvtier.codec.registry import codec_for
+from kvtier.helper.depot import READS_AHEAD
 
 _MAX_DATA_BYTES: Final = 1 << 30
 MAX_THREADS: Final = 8
@@ -105,7 +106,8 @@ class _Ways:
                 self._pool[row * self._chunk_bytes : (row + 1) * self._chunk_bytes] = chunk
             self._vllm.store(range(self._n_chunks), self._pool, self._chunk_bytes)
         conditions.note(
-            f"promote: {n_threads()} threads decode; vllm_fs and odirect: one thread, as one request has it"
+            f"promote: {n_threads() + READS_AHEAD} threads, as an engine's helper process has; vllm_fs and odirect: one "
+            "thread, as one request has it"
         )
 
     def works(self, *, cold: bool) -> dict[str, Work]:
@@ -138,7 +140,7 @@ class _Ways:
         else:
             for shard in self._path.glob("shard-*.lmdb"):
                 _read_through(shard)
-        plan = plan_for(self._path, self._n_chunks, self._chunk_bytes, self._dtype, n_threads())
+        plan = plan_for(self._path, self._n_chunks, self._chunk_bytes, self._dtype, n_threads() + READS_AHEAD)
         self._traffic = Traffic(plan, self._pool)
 
     def _promote(self) -> None:

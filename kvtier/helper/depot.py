@@ -27,7 +27,7 @@ from kvtier.store.listing import Listing
 from kvtier.store.lmdb_index import frame_cost
 from kvtier.store.manifest import read_manifest
 from kvtier.transfer.breaker import FIRST_PAUSE_S, LONGEST_PAUSE_S
-from kvtier.transfer.mover import IDLE_AFTER_S, READS_AHEAD, STOP_TIMEOUT_S
+from kvtier.transfer.mover import IDLE_AFTER_S, STOP_TIMEOUT_S
 from kvtier.types import ChunkKey, Miss
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from kvtier.residency import Frame
     from kvtier.tiers.follow import SharedIndex
     from kvtier.transfer.work import Work
+
+READS_AHEAD: Final = 4
+"""Promotion threads beyond `disk.promote_threads`: some always wait for the disk. Not so beside the scheduler thread,
+which each of them takes processor and interpreter from. docs/performance.md, "What a promotion gives"."""
 
 PING_S: Final = 5.0
 MOST_UNANSWERED: Final = 6
@@ -421,7 +425,7 @@ class HelperDepot:
             return
         life.kill()
         life.wait()
-        at_work = set(itertools.islice(list(self._sent), self._plan.n_promote_threads + READS_AHEAD))
+        at_work = set(itertools.islice(list(self._sent), self._plan.n_promote_threads))
         for number in list(self._sent):
             # One of the first may be what killed it. The others were not looked at.
             self._promoted(number, Miss.LOAD_FAILED if number in at_work else Miss.GATE)

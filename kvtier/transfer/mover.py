@@ -40,9 +40,6 @@ SPILL_BATCH = 8
 SPILL_THREADS = 2
 """One thread takes 0.6 s to seal a GB of KV and up to 1 s to write it, which is slower than disks are."""
 
-READS_AHEAD = 4
-"""Promotion threads beyond `disk.promote_threads`: some always wait for the disk. docs/performance.md, "Cold reads"."""
-
 SPILL_BUFFER_BYTES = 64 << 20
 """Memory for sealed frames, beside the host pool. With chunks of which it holds fewer a round is shorter; one fits."""
 

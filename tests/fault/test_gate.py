@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from kvtier.helper.depot import READS_AHEAD
 from kvtier.observe.rate import PrefillRate
 from kvtier.policy.gate import PROBE_EVERY_S, LoadGate
 from kvtier.store.memory import MemoryStore
 from kvtier.testing.faults import Fault
-from kvtier.transfer.mover import READS_AHEAD
 from kvtier.transfer.probe import LoadProbe
 from kvtier.types import ChunkKey, Lookup
 from tests.rigs.mover import CHUNK_BYTES, FRAME_BYTES, Rig, content, key, until
