@@ -48,10 +48,8 @@ process by a signal and 16 left a store that could not be opened, and the walk f
 also looks at the first pages of values, one small read each, which matter when a value is deleted (40,000 to 57,000 of
 a million that were on the disk, with other work on the machine); after a reboot at those of all."""
 
-
-WALKERS = int(os.environ.get("WALKERS", "1"))
-WALKED_TOGETHER = int(os.environ.get("TOGETHER", "16"))
-
+WALKED_TOGETHER = 16
+"""Shards of which the disk is asked for pages before any of them is waited for."""
 
 PROGRESS_S = 5.0
 """A start that takes longer than this says so as often, and how far it is."""
