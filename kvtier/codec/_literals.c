@@ -411,13 +411,16 @@ static ptrdiff_t decode_block(literals_t *state, const uint8_t *source, size_t n
 int literals_begin(literals_t *state, const uint8_t *source, size_t n_bytes)
 {
     enum { MAGIC = 0xFD2FB528u, CHECKSUM = 4, RESERVED = 8, DICTIONARY = 3 };
-    int single, n_head;
+    int single, n_size, n_head;
     if (!USABLE || n_bytes < 6 || load(source, 4) != MAGIC || source[4] & (CHECKSUM | RESERVED | DICTIONARY))
         return 0;
     single = source[4] >> 5 & 1;
-    n_head = 5 + !single + (source[4] >> 6 ? 1 << (source[4] >> 6) : single);
-    if (n_bytes < (size_t)n_head)
+    n_size = source[4] >> 6 ? 1 << (source[4] >> 6) : single;
+    n_head = 5 + !single + n_size;
+    if (!n_size || n_bytes < (size_t)n_head)
         return 0;
+    state->n_declared = load(source + n_head - n_size, n_size) + (n_size == 2 ? 256 : 0);
+    state->window = single ? state->n_declared : ((uint64_t)1 << 10 << (source[5] >> 3)) / 8 * (8 + (source[5] & 7));
     state->at = source + n_head;
     state->end = source + n_bytes;
     state->last = state->has_table = 0;

@@ -12,13 +12,14 @@ enum { LITERALS_WINDOW = 11 }; /* bits looked up at once; no code of zstd's is l
 
 typedef struct {
     const uint8_t *at, *end;
+    uint64_t n_declared, window; /* bytes of the whole, and bytes back that its matches might reach */
     int last, has_table;
     /* tables[(1 << b) + i]: the symbols that b bits of value i hold whole; b = LITERALS_WINDOW decodes, the others make
      * it. Byte 0: bits of all symbols; bytes 1 to 5: the symbols; byte 6: bits of the first; byte 7: how many. */
     uint64_t tables[2 << LITERALS_WINDOW];
 } literals_t;
 
-/* Whether the frame may be one of ours. What its header declares is the caller's to check. */
+/* Whether the frame may be one of ours, which say how long they are. What its header declares is the caller's to check. */
 int literals_begin(literals_t *state, const uint8_t *source, size_t n_bytes);
 
 /* Decode the next block to `out`: its bytes, at most `room`; -1 if the frame is to be left to zstd. */

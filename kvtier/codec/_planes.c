@@ -135,9 +135,11 @@ static void join_rows(const rows_t *rows, size_t at, size_t end, const uint8_t *
 static int join_literals(const uint8_t *low, const uint8_t *section, size_t n_section, uint8_t *high,
                          const rows_t *out)
 {
+    enum { WINDOW_SLACK = 1 << 17 }; /* as entropy.py has it */
     literals_t state;
     size_t n_values = out->n_values, n_high = 0;
-    if (!literals_begin(&state, section, n_section))
+    if (!literals_begin(&state, section, n_section) || state.n_declared != n_values ||
+        state.window > n_values + WINDOW_SLACK)
         return 0;
     do {
         ptrdiff_t n = literals_next(&state, high + n_high, n_values - n_high);

@@ -165,7 +165,7 @@ def opened_at_once(frame: memoryview | FilePages, out: Chunk, *, key: ChunkKey, 
     opener, values = best_opener(), in_rows(out)
     if opener is None or values is None or guard is not PLAIN:
         return False
-    if not 0 < n_payload <= _MAX_RAW_BYTES or len(out) > _MAX_RAW_BYTES:
+    if not 0 < n_payload < len(out) <= _MAX_RAW_BYTES:  # what did not shrink was stored by another codec
         return False
     codec_id, namespace = BytePlanes.codec_id, _padded_namespace(key)
     head = _HEAD.pack(MAGIC, FORMAT_VERSION, codec_id, PLAIN.flags, len(out), n_payload, namespace, _key_tag(key))

@@ -77,7 +77,8 @@ class _NativeOpener:
             state: _State = self._of_thread.state
         except AttributeError:
             state = self._of_thread.state = _State(self._create())
-            weakref.finalize(state, self._free, state.address)
+            # Not at the interpreter's exit as well: a daemon thread may be using it still.
+            weakref.finalize(state, self._free, state.address).atexit = False
         return state.address
 
 

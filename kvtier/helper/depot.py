@@ -55,8 +55,8 @@ KILL_WAIT_S: Final = 1.0
 """How long stopping waits for a killed helper, which a disk that hangs may keep."""
 
 OPEN_WAIT_S: Final = 30.0
-"""How long the engine's start waits for the store to be opened: a million chunks on a cold disk take 3 s. A slower one,
-or one that hangs, is opened by another helper while the engine serves, from what is in the page cache by then."""
+"""How long the engine's start waits for the store to be opened, and as long again for its index: a million chunks on a
+cold disk take 3 s. A slower one is opened by another helper while the engine serves, from what the page cache has."""
 
 ASK_S: Final = 60.0
 """Longest that anybody waits for what the helper has to look up."""
@@ -157,7 +157,7 @@ class HelperDepot:
         """As `Depot` says; ends where the helper does, and what is missing comes with the next one."""
         if self._post_to is not None:
             with self._outliving():
-                yield from self._listings()
+                yield from self._listings(time.monotonic() + OPEN_WAIT_S)
 
     def start(
         self, work: Work, index: SharedIndex, last_engine_call: Callable[[], float], after_sync: Callable[[], None]
@@ -457,8 +457,8 @@ class HelperDepot:
         self._work.stats.helper_restarts += 1
         self.wake_spiller()
 
-    def _listings(self) -> Iterator[Listing]:
-        while columns := self._the_life.call("scan"):
+    def _listings(self, until_s: float = float("inf")) -> Iterator[Listing]:
+        while columns := self._the_life.call("scan", timeout_s=max(0.0, until_s - time.monotonic())):
             shard, key_bytes, keys, n_bytes, written_ns = columns
             yield Listing(shard, key_bytes, keys, array("Q", n_bytes), array("Q", written_ns))
 

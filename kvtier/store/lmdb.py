@@ -6,6 +6,7 @@ from 0.6 to 0.1 GB/s of writes, 1 GiB holds its speed. docs/format.md describes 
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -43,6 +44,9 @@ FRAMES_PER_SHARD: Final = 256
 """A map must hold so many frames for the holes that some leave to be large enough for others. Writes in batches of 8
 that found none, at random replacement, sizes within 5 %: none of 821 at 256, 2 of 642 at 200; in batches of 4: 18 of
 641 at 100, 177 of 411 at 64."""
+
+
+_OUT_OF_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def shard_map_bytes_for(chunk_bytes: int) -> int:
@@ -318,14 +322,24 @@ class _Files:
             shard.close()
 
     def walk(self, paths: Sequence[Path]) -> list[str | None]:
+        files: dict[Path, int] = {}
+        damages: dict[Path, str | None] = dict.fromkeys(paths)
         with ExitStack() as stack:
-            files = [stack.enter_context(path.open("rb", buffering=0)) for path in paths]
-            ends = walk_together([file.fileno() for file in files], DATABASES, INDEX)
-        for path, walked in zip(paths, ends, strict=True):
+            for path in paths:
+                try:
+                    files[path] = stack.enter_context(path.open("rb", buffering=0)).fileno()
+                except OSError as error:
+                    if error.errno in _OUT_OF_FILES:
+                        raise
+                    damages[path] = str(error)
+            ends = walk_together(list(files.values()), DATABASES, INDEX)
+        for path, walked in zip(files, ends, strict=True):
             if isinstance(walked, Walked):
                 self._found[path] = walked
                 self.walked[path] = walked.txn_id, walked.listed
-        return [None if isinstance(end, Walked) else str(end) for end in ends]
+            else:
+                damages[path] = str(walked)
+        return list(damages.values())
 
     def look(self, path: Path, until_s: float) -> str | None:
         walked = self._found.pop(path)

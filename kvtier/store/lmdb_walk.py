@@ -225,8 +225,9 @@ class _Reader:
                 raise ValueError(f"{name} is empty, but its counters are not")
             nothing = np.empty(0, np.int64)
             return _Leaves(np.empty((0, 0), np.uint8), nothing, nothing, nothing, np.empty(0, np.bool_))
-        if not 1 <= tree.depth <= _MAX_DEPTH or tree.flags & _KEY_FLAGS != (_INTEGER_KEYS if of_free else 0):
-            raise ValueError(f"{name} has depth {tree.depth} and flags {tree.flags:#x}")
+        of_this_kind = tree.flags & _KEY_FLAGS == (_INTEGER_KEYS if of_free else 0)
+        if not (1 <= tree.depth <= _MAX_DEPTH and of_this_kind and tree.root < self._n_pages):
+            raise ValueError(f"{name} has depth {tree.depth}, flags {tree.flags:#x}, root {tree.root}")
         level, counted = np.array([tree.root], np.int64), [0, 0]
         for depth in range(1, tree.depth + 1):
             pages, kind, places, numbers = yield from self._level(level, name)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kvtier.store.base import Store
     from kvtier.transfer.slots import Slots
     from kvtier.transfer.work import Work
-    from kvtier.types import ChunkKey, FilePages
+    from kvtier.types import ChunkKey
 
 SPILL_BATCH = 8
 """Frames per round of the spill thread: for each of SPILL_THREADS as many as DiskTier places in one shard."""
@@ -196,27 +196,22 @@ class Mover:
             return Miss.LOAD_FAILED
 
     def _promote(self, job: Promotion) -> Miss | None:
-        key = job.resident.key
-        slot = self._slots[job.resident.slot]
-        at_once = partial(opened_at_once, out=slot, key=key, guard=self._guard) if self._at_once else None
-        return self._read(job.frame.shard, key, partial(open_into, out=slot, key=key, guard=self._guard), at_once)
+        shard, key, slot, guard = job.frame.shard, job.resident.key, self._slots[job.resident.slot], self._guard
+        at_once = partial(opened_at_once, out=slot, key=key, guard=guard)
+        if self._at_once and self._may_read and self._store.lend(shard, key, at_once):
+            self._reads_ok()
+            return None
+        return self._read(shard, key, partial(open_into, out=slot, key=key, guard=guard))
 
-    def _read(
-        self,
-        shard: int,
-        key: ChunkKey,
-        use: Callable[[memoryview], None],
-        at_once: Callable[[FilePages], bool] | None = None,
-    ) -> Miss | None:
-        if not self._the_work.disk_readable or self._stopping:
+    def _read(self, shard: int, key: ChunkKey, use: Callable[[memoryview], None]) -> Miss | None:
+        if not self._may_read:
             return Miss.GATE  # switched off since: nobody waits for a sick medium, and the frame may be sound
         try:
-            if at_once is None or not self._store.lend(shard, key, at_once):
-                with self._store.read(shard, key) as frame:
-                    if frame is None:
-                        self._reads_ok()
-                        return Miss.EVICTED
-                    use(frame)
+            with self._store.read(shard, key) as frame:
+                if frame is None:
+                    self._reads_ok()
+                    return Miss.EVICTED
+                use(frame)
         except FrameCorruptError as error:
             self._report_bad(shard, key, error)
             return Miss.CORRUPT
@@ -228,6 +223,10 @@ class Mover:
             return Miss.LOAD_FAILED
         self._reads_ok()
         return None
+
+    @property
+    def _may_read(self) -> bool:
+        return self._the_work.disk_readable and not self._stopping
 
     def _report_bad(self, shard: int, key: ChunkKey, error: Exception) -> None:
         chunk = chunk_hash_of(key).hex()[:16]

@@ -1,10 +1,11 @@
-"""The rig of most tests of the transfer threads."""
+"""The rigs of most tests here."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from kvtier.store.memory import MemoryStore
+from tests.rigs.helped import all_stopped
 from tests.rigs.mover import FRAME_BYTES, Rig
 
 
@@ -14,3 +15,9 @@ def rig() -> Iterator[Rig]:
     yield rig
     rig.store.heal()
     assert rig.mover.stop()
+
+
+@pytest.fixture
+def stop_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with all_stopped(monkeypatch):
+        yield

@@ -2,17 +2,20 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kvtier.store.lmdb import LmdbStore
 
-_read = LmdbStore.read
+
+def _slowly(read: Callable[..., Any]) -> Callable[..., Any]:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(float(Path(os.environ["KVTIER_TEST_READ_DELAY"]).read_text()))
+        return read(*arguments)
+
+    return slow
 
 
-def _slow(self: LmdbStore, shard: int, key: Any) -> Any:
-    time.sleep(float(Path(os.environ["KVTIER_TEST_READ_DELAY"]).read_text()))
-    return _read(self, shard, key)
-
-
-LmdbStore.read = _slow  # type: ignore[method-assign]
+LmdbStore.read = _slowly(LmdbStore.read)  # type: ignore[method-assign]
+LmdbStore.lend = _slowly(LmdbStore.lend)  # type: ignore[method-assign]

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import zstandard
 
 from kvtier.codec import frame as frames
 from kvtier.codec import opener as openers
@@ -18,7 +19,7 @@ from kvtier.codec.planes import BytePlanes
 from kvtier.codec.raw import Raw
 from kvtier.codec.zstd import ProbedZstd
 from kvtier.errors import FrameCorruptError, FrameForeignError
-from kvtier.types import ChunkKey
+from kvtier.types import ChunkKey, FilePages
 from tests.rigs import native
 
 KEY, OTHER_KEY = ChunkKey(bytes(range(56))), ChunkKey(bytes(range(1, 57)))
@@ -147,6 +148,27 @@ def test_an_engine_with_a_key_takes_no_plain_frame(guard: Guard):
 def test_an_engine_without_a_key_takes_no_guarded_frame():
     with pytest.raises(FrameForeignError, match="guarded"):
         open_into(memoryview(sealed(guard=Hmac(bytes(32)))), memoryview(bytearray(len(CHUNK))), key=KEY)
+
+
+@pytest.mark.usefixtures("either")
+def test_a_section_that_declares_another_length_is_corrupt_though_it_decodes():
+    frame = sealed()
+    section = HEADER_BYTES + len(CHUNK) // 2
+    assert zstandard.get_frame_parameters(frame[section:]).content_size == len(CHUNK) // 2
+    at = section + 4 + frame[section:].index((len(CHUNK) // 2 - 256).to_bytes(2, "little"), 5) - 4
+    frame[at] ^= 1
+    frame[HEAD_BYTES:HEADER_BYTES] = frame_checksum(memoryview(frame))
+    with pytest.raises(FrameCorruptError, match="declares"):
+        open_into(memoryview(frame), memoryview(bytearray(len(CHUNK))), key=KEY)
+
+
+def test_a_chunk_that_did_not_shrink_is_not_read_for_nothing(monkeypatch: pytest.MonkeyPatch):
+    def asked(*_: object) -> bool:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(frames, "best_opener", lambda: asked)
+    pages = FilePages(-1, 0, memoryview(bytearray(8192)), 16, HEADER_BYTES + 4096)
+    assert not frames.opened_at_once(pages, memoryview(bytearray(4096)), key=KEY, guard=PLAIN)
 
 
 def test_arguments_that_do_not_fit_are_an_error(opener: Opener):

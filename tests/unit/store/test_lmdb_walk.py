@@ -142,6 +142,23 @@ def three_shards(shard: Path, tmp_path: Path) -> Iterator[list[int]]:
         os.close(fd)
 
 
+def test_a_root_beyond_any_file_is_damage(shard: Path):
+    with shard.open("r+b", buffering=0) as file:
+        meta = read_meta(file.fileno())
+        places = [(page, meta.main.root) for page in (0, 1)]  # of the tree of databases, in a meta page
+        places += [(meta.main.root, root) for root in tree_pages(shard)]  # of a database
+        n_found = 0
+        for page, root in places:
+            content = os.pread(file.fileno(), 4096, page * 4096)
+            at = content.find(struct.pack("=Q", root), 16)
+            if at < 0:
+                continue
+            os.pwrite(file.fileno(), b"\x80", page * 4096 + at + 7)  # the highest byte of it
+            n_found += damage(shard) is not None
+            os.pwrite(file.fileno(), content, page * 4096)
+    assert n_found >= 1 + len(DATABASES)
+
+
 def test_walked_together_a_damaged_shard_does_not_hide_the_others(shards: list[int]):
     whole = walk(shards[0], DATABASES, INDEX)
     os.pwrite(shards[1], b"\xff" * 8, read_meta(shards[1]).main.root * 4096)
