@@ -120,14 +120,15 @@ static void split_rows(const rows_t *rows, uint8_t *low, uint8_t *high)
     }
 }
 
+/* Values `at` to `end`; `high` has those of them alone. */
 static void join_rows(const rows_t *rows, size_t at, size_t end, const uint8_t *low, const uint8_t *high)
 {
     size_t n;
-    for (; at < end; at += n) {
+    for (; at < end; at += n, high += n) {
         uint8_t *values;
         n = end - at;
         values = place_of(rows, at, &n);
-        join_values(low + at, high + at, values, n);
+        join_values(low + at, high, values, n);
     }
 }
 
@@ -142,7 +143,8 @@ static int join_literals(const uint8_t *low, const uint8_t *section, size_t n_se
         state.window > n_values + WINDOW_SLACK)
         return 0;
     do {
-        ptrdiff_t n = literals_next(&state, high + n_high, n_values - n_high);
+        /* Each block in the place of the one before, which no match can ask for: the processor's cache keeps the place. */
+        ptrdiff_t n = literals_next(&state, high, n_values - n_high);
         if (n < 0)
             return 0;
         join_rows(out, n_high, n_high + (size_t)n, low, high);
@@ -168,7 +170,7 @@ static long long join_by_zstd(const zstd_t *zstd, void *context, const Py_buffer
             return (ptrdiff_t)code;
         if (code > n_values - n_high)
             return TOO_LONG;
-        join_rows(out, n_high, n_high + code, low->buf, high);
+        join_rows(out, n_high, n_high + code, low->buf, high + n_high);
         at += wanted;
         n_high += code;
     }
