@@ -145,7 +145,7 @@ class _Tier:
         self._keys = _conversations(self._tier, self._rng) if victims == "policy" else map(key_of, count())
         self._chunk_bytes = conditions.chunk_bytes
         self._noise = memoryview(_rng(1).randbytes(2 * conditions.chunk_bytes))
-        self._helpers = Workers(SPILL_THREADS - 1, "churn", prepare=lambda: None)
+        self._helpers = Workers(SPILL_THREADS - 1, "churn")
         self._tier_lock = threading.Lock()
         self._synced_s = time.perf_counter()
 
