@@ -6,7 +6,6 @@ import os
 import secrets
 import threading
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvtier.budget import WriteBudget
@@ -330,9 +329,9 @@ def _open_depot(
     try:
         secret = secret_for(config)
         guard = guard_of(secret)
-        plan = _plan(config, config.disk, geometry, secret, report, runs_idle=runs_idle)
+        n_readers = _n_readers(config.disk, in_helper=isinstance(pool, SharedPool))
+        plan = _plan(config, config.disk, geometry, secret, report, n_readers=n_readers, runs_idle=runs_idle)
         if isinstance(pool, SharedPool):
-            plan = replace(plan, n_promote_threads=_n_readers(config.disk, in_helper=True))
             return HelperDepot(plan, pool, report=report), guard
         return LocalDepot(plan, slots, report=report), guard
     except (KvtierError, OSError) as error:
@@ -352,6 +351,7 @@ def _plan(
     secret: Secret,
     report: Callable[[str], None],
     *,
+    n_readers: int,
     runs_idle: bool,
 ) -> Plan:
     """What the disk tier is to be, in a directory that is fit for it."""
@@ -371,7 +371,7 @@ def _plan(
         chunk_bytes=geometry.chunk_bytes,
         dtype=geometry.dtype,
         raw=disk.codec == "raw",
-        n_promote_threads=disk.promote_threads,
+        n_promote_threads=n_readers,
         poll_s=max(0.05, disk.write_behind_after_s / 4),
         sync_every_s=disk.sync_every_s,
         runs_idle=runs_idle,

@@ -68,11 +68,8 @@ class PageReader:
         length = -(-n_bytes // _PAGE) * _PAGE
         buffer = self._take_buffer(length)
         try:
-            opened = self._borrow(file)
-            try:
+            with self._borrowed(file) as opened:
                 self._fill(opened, memoryview(buffer)[:length], offset)
-            finally:
-                self._give_back(opened)
         except BaseException:
             self._buffers.append(buffer)
             raise
@@ -87,22 +84,15 @@ class PageReader:
         length = -(-n_bytes // _PAGE) * _PAGE
         buffer = self._take_buffer(length)
         try:
-            opened = self._borrow(file)
-            try:
-                with memoryview(buffer)[:length] as memory:
-                    yield opened.descriptor_for(offset, length), memory
-            finally:
-                self._give_back(opened)
+            with self._borrowed(file) as opened, memoryview(buffer)[:length] as memory:
+                yield opened.descriptor_for(offset, length), memory
         finally:
             self._buffers.append(buffer)
 
     def peek(self, file: int, offset: int, n_bytes: int) -> bytes:
         """A few bytes of a page that is to be in the page cache anyway. OSError when they cannot be read."""
-        opened = self._borrow(file)
-        try:
+        with self._borrowed(file) as opened:
             return os.pread(opened.buffered, n_bytes, offset)
-        finally:
-            self._give_back(opened)
 
     def start_writeback(self, file: int) -> None:
         """Have the kernel begin to write what of `paths[file]` only the page cache has; does not wait for the disk.
@@ -110,35 +100,23 @@ class PageReader:
         Left to itself it begins when a tenth of the memory is dirty, and whoever syncs then waits for all of it. An
         error is for that sync to report. Any thread, beside reads; waits only while the device's queue is full.
         """
-        with contextlib.suppress(OSError):
-            opened = self._borrow(file)
-            try:
-                start_writeback(opened.buffered)
-            finally:
-                self._give_back(opened)
+        with contextlib.suppress(OSError), self._borrowed(file) as opened:
+            start_writeback(opened.buffered)
 
     def drop(self, file: int, offset: int, n_bytes: int) -> None:
         """Have the disk take a range of `paths[file]`, and the page cache give it up. Blocks for as long as that takes.
 
         Whole pages. Nothing is lost by it, whatever is written there meanwhile. Errors as in `start_writeback`.
         """
-        with contextlib.suppress(OSError):
-            opened = self._borrow(file)
-            try:
-                if _sync_file_range is not None:
-                    _sync_file_range(opened.buffered, offset, n_bytes, _SYNC_FILE_RANGE_WRITE_AND_WAIT)
-                os.posix_fadvise(opened.buffered, offset, n_bytes, os.POSIX_FADV_DONTNEED)
-            finally:
-                self._give_back(opened)
+        with contextlib.suppress(OSError), self._borrowed(file) as opened:
+            if _sync_file_range is not None:
+                _sync_file_range(opened.buffered, offset, n_bytes, _SYNC_FILE_RANGE_WRITE_AND_WAIT)
+            os.posix_fadvise(opened.buffered, offset, n_bytes, os.POSIX_FADV_DONTNEED)
 
     def fetch(self, file: int, offset: int, n_bytes: int) -> None:
         """Have the kernel bring a range of `paths[file]` into the page cache. Errors as in `start_writeback`."""
-        with contextlib.suppress(OSError):
-            opened = self._borrow(file)
-            try:
-                os.posix_fadvise(opened.buffered, offset, n_bytes, os.POSIX_FADV_WILLNEED)
-            finally:
-                self._give_back(opened)
+        with contextlib.suppress(OSError), self._borrowed(file) as opened:
+            os.posix_fadvise(opened.buffered, offset, n_bytes, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Close all files."""
@@ -171,7 +149,9 @@ class PageReader:
             return _new_buffer(length)
         return buffer if len(buffer) >= length else _new_buffer(length)
 
-    def _borrow(self, file: int) -> _OpenFile:
+    @contextmanager
+    def _borrowed(self, file: int) -> Iterator[_OpenFile]:
+        """Open, and not closed before the block ends."""
         with self._lock:
             opened = self._open.get(file)
             if opened is None:
@@ -180,11 +160,11 @@ class PageReader:
                         self._open.pop(idle).close()
                 opened = self._open[file] = _OpenFile(self._paths[file], self._map_bytes)
             opened.n_readers += 1
-            return opened
-
-    def _give_back(self, opened: _OpenFile) -> None:
-        with self._lock:
-            opened.n_readers -= 1
+        try:
+            yield opened
+        finally:
+            with self._lock:
+                opened.n_readers -= 1
 
 
 class PageRun:
