@@ -80,6 +80,14 @@ static void join_values(const uint8_t *low, const uint8_t *high, uint8_t *values
     }
 }
 
+/* What was stored past the cache is to be seen by others before anything that is stored from here on. */
+static void drain(void)
+{
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
 /* Up to three dimensions, the last without gaps and even; bytes. */
 static int as_rows(const Py_buffer *view, rows_t *rows)
 {
@@ -183,9 +191,7 @@ static long long join_section(const zstd_t *zstd, void *context, const Py_buffer
     long long outcome = WHOLE;
     if (!join_literals(low->buf, section->buf, (size_t)section->len, scratch->buf, out))
         outcome = join_by_zstd(zstd, context, low, section, scratch, out);
-#if defined(__SSE2__)
-    _mm_sfence();
-#endif
+    drain();
     return outcome;
 }
 
@@ -209,35 +215,38 @@ static int open_plain(const xxh3_t *xxh3, void *state, const uint8_t *head, cons
         xxh3->update(state, low, n_payload) || !is_checksum(xxh3->digest(state), frame + HEAD_BYTES))
         return 0;
     opened = join_literals(low, low + out->n_values, n_payload - out->n_values, high, out);
-#if defined(__SSE2__)
-    _mm_sfence();
-#endif
+    drain();
     return opened;
+}
+
+/* Those that were never filled included. */
+static void release(Py_buffer *buffers, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        PyBuffer_Release(buffers + i);
 }
 
 static PyObject *split(PyObject *module, PyObject *args)
 {
-    Py_buffer values, low, high;
+    enum { VALUES, LOW, HIGH, N };
+    Py_buffer held[N] = {{0}};
     PyObject *object;
     rows_t rows;
     int fits;
     (void)module;
-    if (!PyArg_ParseTuple(args, "Ow*w*:split", &object, &low, &high))
+    if (!PyArg_ParseTuple(args, "Ow*w*:split", &object, held + LOW, held + HIGH))
         return NULL;
-    if (PyObject_GetBuffer(object, &values, PyBUF_STRIDED_RO) < 0) {
-        PyBuffer_Release(&low);
-        PyBuffer_Release(&high);
+    if (PyObject_GetBuffer(object, held + VALUES, PyBUF_STRIDED_RO) < 0) {
+        release(held, N);
         return NULL;
     }
-    fits = as_rows(&values, &rows) && (size_t)low.len == rows.n_values && high.len == low.len;
+    fits = as_rows(held + VALUES, &rows) && (size_t)held[LOW].len == rows.n_values && held[HIGH].len == held[LOW].len;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        split_rows(&rows, low.buf, high.buf);
+        split_rows(&rows, held[LOW].buf, held[HIGH].buf);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&values);
-    PyBuffer_Release(&low);
-    PyBuffer_Release(&high);
+    release(held, N);
     if (fits)
         Py_RETURN_NONE;
     PyErr_SetString(PyExc_ValueError, "split: low and high take half of the values' bytes each, and those are in even rows");
@@ -246,36 +255,32 @@ static PyObject *split(PyObject *module, PyObject *args)
 
 static PyObject *join(PyObject *module, PyObject *args)
 {
+    enum { LOW, SECTION, SCRATCH, OUT, N };
     unsigned long long context, begin, next_bytes, decode, is_error;
-    Py_buffer low, section, scratch, out;
+    Py_buffer held[N] = {{0}}, *low = held + LOW, *section = held + SECTION, *scratch = held + SCRATCH;
     PyObject *object;
     rows_t rows;
     long long outcome = WHOLE;
     int fits;
     (void)module;
-    if (!PyArg_ParseTuple(args, "(KKKK)Ky*y*w*O:join", &begin, &next_bytes, &decode, &is_error, &context, &low,
-                          &section, &scratch, &object))
+    if (!PyArg_ParseTuple(args, "(KKKK)Ky*y*w*O:join", &begin, &next_bytes, &decode, &is_error, &context, low,
+                          section, scratch, &object))
         return NULL;
-    if (PyObject_GetBuffer(object, &out, PyBUF_STRIDED) < 0) {
-        PyBuffer_Release(&low);
-        PyBuffer_Release(&section);
-        PyBuffer_Release(&scratch);
+    if (PyObject_GetBuffer(object, held + OUT, PyBUF_STRIDED) < 0) {
+        release(held, N);
         return NULL;
     }
-    fits = as_rows(&out, &rows) && (size_t)low.len == rows.n_values && scratch.len >= low.len && begin &&
+    fits = as_rows(held + OUT, &rows) && (size_t)low->len == rows.n_values && scratch->len >= low->len && begin &&
            next_bytes && decode && is_error && context;
     if (fits) {
         zstd_t zstd = {(size_t(*)(void *))(uintptr_t)begin, (size_t(*)(void *))(uintptr_t)next_bytes,
                        (size_t(*)(void *, void *, size_t, const void *, size_t))(uintptr_t)decode,
                        (unsigned (*)(size_t))(uintptr_t)is_error};
         Py_BEGIN_ALLOW_THREADS
-        outcome = join_section(&zstd, (void *)(uintptr_t)context, &low, &section, &scratch, &rows);
+        outcome = join_section(&zstd, (void *)(uintptr_t)context, low, section, scratch, &rows);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&low);
-    PyBuffer_Release(&section);
-    PyBuffer_Release(&scratch);
-    PyBuffer_Release(&out);
+    release(held, N);
     if (fits)
         return PyLong_FromLongLong(outcome);
     PyErr_SetString(PyExc_ValueError, "join: low takes half of out's bytes, scratch as many, out is bytes in even rows, and no address is zero");
@@ -305,44 +310,36 @@ typedef struct {
 
 static PyObject *open_frame(PyObject *module, PyObject *args)
 {
+    enum { HEAD, MEMORY, SCRATCH, OUT, N };
     unsigned long long state, reset, update, digest;
-    Py_buffer head, memory, scratch, out;
+    Py_buffer held[N] = {{0}}, *head = held + HEAD, *memory = held + MEMORY, *scratch = held + SCRATCH;
     PyObject *source, *target;
     place_t place;
     rows_t rows;
     int fits, opened = 0;
     (void)module;
-    if (!PyArg_ParseTuple(args, "(KKK)Ky*(iLnn)Ow*O:open_frame", &reset, &update, &digest, &state, &head,
-                          &place.descriptor, &place.offset, &place.skip, &place.n_bytes, &source, &scratch, &target))
+    if (!PyArg_ParseTuple(args, "(KKK)Ky*(iLnn)Ow*O:open_frame", &reset, &update, &digest, &state, head,
+                          &place.descriptor, &place.offset, &place.skip, &place.n_bytes, &source, scratch, &target))
         return NULL;
-    if (PyObject_GetBuffer(source, &memory, place.descriptor < 0 ? PyBUF_SIMPLE : PyBUF_WRITABLE) < 0) {
-        PyBuffer_Release(&head);
-        PyBuffer_Release(&scratch);
-        return NULL;
-    }
-    if (PyObject_GetBuffer(target, &out, PyBUF_STRIDED) < 0) {
-        PyBuffer_Release(&head);
-        PyBuffer_Release(&scratch);
-        PyBuffer_Release(&memory);
+    if (PyObject_GetBuffer(source, memory, place.descriptor < 0 ? PyBUF_SIMPLE : PyBUF_WRITABLE) < 0 ||
+        PyObject_GetBuffer(target, held + OUT, PyBUF_STRIDED) < 0) {
+        release(held, N);
         return NULL;
     }
-    fits = as_rows(&out, &rows) && head.len == HEAD_BYTES && (size_t)scratch.len >= rows.n_values && place.skip >= 0 &&
-           place.n_bytes >= 0 && place.n_bytes <= memory.len && place.skip <= memory.len - place.n_bytes && reset &&
-           update && digest && state;
+    fits = as_rows(held + OUT, &rows) && head->len == HEAD_BYTES && (size_t)scratch->len >= rows.n_values &&
+           place.skip >= 0 && place.n_bytes >= 0 && place.n_bytes <= memory->len &&
+           place.skip <= memory->len - place.n_bytes && reset && update && digest && state;
     if (fits && (size_t)place.n_bytes >= HEADER_BYTES + rows.n_values) {
         xxh3_t xxh3 = {(int (*)(void *))(uintptr_t)reset, (int (*)(void *, const void *, size_t))(uintptr_t)update,
                        (hash_t(*)(const void *))(uintptr_t)digest};
         Py_BEGIN_ALLOW_THREADS
         opened = (place.descriptor < 0 ||
-                  read_pages(place.descriptor, memory.buf, (size_t)memory.len, place.offset)) &&
-                 open_plain(&xxh3, (void *)(uintptr_t)state, head.buf, (const uint8_t *)memory.buf + place.skip,
-                            (size_t)place.n_bytes, scratch.buf, &rows);
+                  read_pages(place.descriptor, memory->buf, (size_t)memory->len, place.offset)) &&
+                 open_plain(&xxh3, (void *)(uintptr_t)state, head->buf, (const uint8_t *)memory->buf + place.skip,
+                            (size_t)place.n_bytes, scratch->buf, &rows);
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&head);
-    PyBuffer_Release(&scratch);
-    PyBuffer_Release(&memory);
-    PyBuffer_Release(&out);
+    release(held, N);
     if (fits)
         return PyBool_FromLong(opened);
     PyErr_SetString(PyExc_ValueError, "open_frame: a head has 48 bytes, the frame lies inside memory, scratch takes half of out's bytes, out is bytes in even rows, and no address is zero");
