@@ -47,14 +47,14 @@ def test_a_killed_server_comes_back_warm_and_says_so(smollm: Path, plain_smollm:
         server.start()
         with concurrent.futures.ThreadPoolExecutor(2) as clients:
             replies = list(clients.map(lambda q: server.client.complete(q, max_tokens=12, ignore_eos=True), questions))
-        assert [reply.token_ids for reply in replies] == warm
+        # Not their text: in bf16, two warm prompts in one batch change greedy answers in plain vLLM too.
         assert [reply.cached_tokens for reply in replies] == [n_full] * len(questions)
-        metrics = server.client.metrics()
-        assert metrics.cached_by_source()["disk"] == len(questions) * n_full
+        assert server.client.metrics().cached_by_source()["disk"] == len(questions) * n_full
         server.client.drop_device_cache()
-        assert server.client.complete(questions[0], max_tokens=12, ignore_eos=True).token_ids == warm[0]
+        replies = [server.client.complete(question, max_tokens=12, ignore_eos=True) for question in questions]
+        assert [reply.token_ids for reply in replies] == warm, "what came from disk, one answer at a time"
         metrics = server.client.metrics()
-        assert metrics.cached_by_source()["host"] == n_full
+        assert metrics.cached_by_source()["host"] == len(questions) * n_full
         assert metrics.total("vllm:kvtier_engine_errors_total") == 0
         pools |= server.host_pools()
     assert len(pools) == 2
