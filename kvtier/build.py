@@ -251,7 +251,7 @@ def _with_disk(
 ) -> Kvtier:
     prior = Prior(depot.folder / NAMESPACES, namespace, "prefill", len(Cost._fields))
     known = prior.load()
-    n_readers = _n_readers(disk_config, in_helper=not isinstance(depot, LocalDepot))
+    n_readers = disk_config.promote_threads + _n_reads_ahead(in_helper=not isinstance(depot, LocalDepot))
     prefill_rate, copy_rate = PrefillRate(Cost(*known) if known is not None else None), CopyRate()
     disk = DiskTier(depot.n_shards, depot.shard_bytes, depot.frame_cost, LinkedSlru(1), first_shard=os.getpid())
     disk.set_family(namespace.family(epoch.name))
@@ -329,8 +329,8 @@ def _open_depot(
     try:
         secret = secret_for(config)
         guard = guard_of(secret)
-        n_readers = _n_readers(config.disk, in_helper=isinstance(pool, SharedPool))
-        plan = _plan(config, config.disk, geometry, secret, report, n_readers=n_readers, runs_idle=runs_idle)
+        n_reads_ahead = _n_reads_ahead(in_helper=isinstance(pool, SharedPool))
+        plan = _plan(config, config.disk, geometry, secret, report, n_reads_ahead=n_reads_ahead, runs_idle=runs_idle)
         if isinstance(pool, SharedPool):
             return HelperDepot(plan, pool, report=report), guard
         return LocalDepot(plan, slots, report=report), guard
@@ -339,9 +339,8 @@ def _open_depot(
         return None, guard
 
 
-def _n_readers(disk: Disk, *, in_helper: bool) -> int:
-    """Promotions that are under way at once."""
-    return disk.promote_threads + (READS_AHEAD if in_helper else 0)
+def _n_reads_ahead(*, in_helper: bool) -> int:
+    return READS_AHEAD if in_helper else 0
 
 
 def _plan(
@@ -351,7 +350,7 @@ def _plan(
     secret: Secret,
     report: Callable[[str], None],
     *,
-    n_readers: int,
+    n_reads_ahead: int,
     runs_idle: bool,
 ) -> Plan:
     """What the disk tier is to be, in a directory that is fit for it."""
@@ -371,7 +370,8 @@ def _plan(
         chunk_bytes=geometry.chunk_bytes,
         dtype=geometry.dtype,
         raw=disk.codec == "raw",
-        n_promote_threads=n_readers,
+        n_promote_threads=disk.promote_threads,
+        n_reads_ahead=n_reads_ahead,
         poll_s=max(0.05, disk.write_behind_after_s / 4),
         sync_every_s=disk.sync_every_s,
         runs_idle=runs_idle,

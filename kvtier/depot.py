@@ -55,8 +55,14 @@ class Plan:
     n_promote_threads: int
     poll_s: float
     sync_every_s: float
+    n_reads_ahead: int = 0
     runs_idle: bool = True  # a helper process takes only processor time that nobody else wants
     secret: Secret = NO_SECRET
+
+    @property
+    def n_readers(self) -> int:
+        """Promotions that are under way at once where they wait for the disk."""
+        return self.n_promote_threads + self.n_reads_ahead
 
 
 class Depot(Protocol):
@@ -146,6 +152,7 @@ class LocalDepot:
             RAW if plan.raw else codec_for(plan.dtype),
             guard=self._guard,
             n_promote_threads=plan.n_promote_threads,
+            n_reads_ahead=plan.n_reads_ahead,
             poll_s=plan.poll_s,
             sync_every_s=plan.sync_every_s,
             steps_back=steps_back,
@@ -181,7 +188,7 @@ class LocalDepot:
             list(frames),
             self._plan.chunk_bytes,
             guard=self._guard,
-            n_threads=self._plan.n_promote_threads,
+            n_threads=self._plan.n_readers,
             n_processors=len(os.sched_getaffinity(0)),
             tell=tell,
         )

@@ -29,6 +29,7 @@ class FilePages(NamedTuple):
     memory: memoryview  # whole pages at a page boundary, as long as what is to be read
     skip: int  # bytes of `memory` in front of the frame
     n_bytes: int  # of the frame
+    cached: bool  # in the page cache, all of them: to read them is not to wait
 
 
 class Lookup(Enum):

@@ -58,8 +58,8 @@ class Movers:
     def start(self, task: Task) -> None:
         """Open the store and be busy when this returns."""
         self._task = task
-        n_threads = task.n_threads + (READS_AHEAD if isinstance(self._pool, SharedPool) else 0)
-        plan = plan_for(task.store, task.n_chunks, task.chunk_bytes, task.dtype, n_threads)
+        ahead = READS_AHEAD if isinstance(self._pool, SharedPool) else 0
+        plan = plan_for(task.store, task.n_chunks, task.chunk_bytes, task.dtype, task.n_threads, n_reads_ahead=ahead)
         self._traffic = Traffic(plan, self._pool)
         self._began = time.perf_counter(), self._cpu_s()
         self._traffic.begin(loads=task.loads, spills=task.spills)

@@ -140,7 +140,9 @@ class _Ways:
         else:
             for shard in self._path.glob("shard-*.lmdb"):
                 _read_through(shard)
-        plan = plan_for(self._path, self._n_chunks, self._chunk_bytes, self._dtype, n_threads() + READS_AHEAD)
+        plan = plan_for(
+            self._path, self._n_chunks, self._chunk_bytes, self._dtype, n_threads(), n_reads_ahead=READS_AHEAD
+        )
         self._traffic = Traffic(plan, self._pool)
 
     def _promote(self) -> None:

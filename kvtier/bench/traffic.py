@@ -65,7 +65,9 @@ def open_store(path: Path, n_chunks: int, chunk_bytes: int) -> LmdbStore:
     return LmdbStore.open(path, capacity_for(n_chunks, chunk_bytes), shard_map_bytes=shard_map_bytes_for(chunk_bytes))
 
 
-def plan_for(path: Path, n_chunks: int, chunk_bytes: int, dtype: str, n_threads: int) -> Plan:
+def plan_for(
+    path: Path, n_chunks: int, chunk_bytes: int, dtype: str, n_threads: int, *, n_reads_ahead: int = 0
+) -> Plan:
     """The same store, and what an engine works on it with."""
     return Plan(
         folder=path,
@@ -76,6 +78,7 @@ def plan_for(path: Path, n_chunks: int, chunk_bytes: int, dtype: str, n_threads:
         dtype=dtype,
         raw=False,
         n_promote_threads=n_threads,
+        n_reads_ahead=n_reads_ahead,
         poll_s=0.05,
         sync_every_s=5.0,
     )

@@ -425,7 +425,7 @@ class HelperDepot:
             return
         life.kill()
         life.wait()
-        at_work = set(itertools.islice(list(self._sent), self._plan.n_promote_threads))
+        at_work = set(itertools.islice(list(self._sent), self._plan.n_readers))
         for number in list(self._sent):
             # One of the first may be what killed it. The others were not looked at.
             self._promoted(number, Miss.LOAD_FAILED if number in at_work else Miss.GATE)

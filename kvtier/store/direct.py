@@ -76,8 +76,10 @@ class PageReader:
         return PageRun(buffer, n_bytes, self._buffers)
 
     @contextmanager
-    def room(self, file: int, offset: int, n_bytes: int) -> Iterator[tuple[int, memoryview]]:
+    def room(self, file: int, offset: int, n_bytes: int) -> Iterator[tuple[int, bool, memoryview]]:
         """What `read` would read with, for whoever does: a descriptor and memory in whole pages, good for the block.
+
+        Between them: whether the page cache has it all.
 
         Raises OSError when the file cannot be opened.
         """
@@ -85,7 +87,7 @@ class PageReader:
         buffer = self._take_buffer(length)
         try:
             with self._borrowed(file) as opened, memoryview(buffer)[:length] as memory:
-                yield opened.descriptor_for(offset, length), memory
+                yield *opened.descriptor_for(offset, length), memory
         finally:
             self._buffers.append(buffer)
 
@@ -127,7 +129,7 @@ class PageReader:
 
     def _fill(self, opened: _OpenFile, out: memoryview, offset: int) -> None:
         n_read = 0
-        descriptor = opened.descriptor_for(offset, len(out))
+        descriptor, _ = opened.descriptor_for(offset, len(out))
         while n_read < len(out):
             try:
                 n = self._preadv(descriptor, [out[n_read:]], offset + n_read)
@@ -202,9 +204,10 @@ class _OpenFile:
         address = _libc.mmap(None, map_bytes, _PROT_NONE, mmap.MAP_SHARED, self.buffered, 0)
         self._address = None if address == _MAP_FAILED else address
 
-    def descriptor_for(self, offset: int, n_bytes: int) -> int:
-        """The one to read so many bytes with."""
-        return self.direct if self.direct >= 0 and not self.is_cached(offset, n_bytes) else self.buffered
+    def descriptor_for(self, offset: int, n_bytes: int) -> tuple[int, bool]:
+        """The one to read so many bytes with, and whether the page cache has them."""
+        cached = self.is_cached(offset, n_bytes)
+        return self.buffered if cached or self.direct < 0 else self.direct, cached
 
     def is_cached(self, offset: int, n_bytes: int) -> bool:
         """Whether all of it is in the page cache. Microseconds; reads nothing."""

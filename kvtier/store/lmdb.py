@@ -245,8 +245,8 @@ class LmdbStore:
                 if not isinstance(entry, Entry):
                     return False
                 offset, n_bytes = entry.page * self.page_bytes, PAGE_HEADER_BYTES + entry.n_bytes
-                with self._reader.room(shard, offset, n_bytes) as (descriptor, memory):
-                    return use(FilePages(descriptor, offset, memory, PAGE_HEADER_BYTES, entry.n_bytes))
+                with self._reader.room(shard, offset, n_bytes) as (descriptor, cached, memory):
+                    return use(FilePages(descriptor, offset, memory, PAGE_HEADER_BYTES, entry.n_bytes, cached))
             finally:
                 txn.abort()
         except (StoreError, OSError):

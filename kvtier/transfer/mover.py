@@ -21,6 +21,7 @@ from kvtier.errors import FrameCorruptError, FrameForeignError, StoreError, Stor
 from kvtier.transfer.batch import Workers, in_parallel
 from kvtier.transfer.breaker import Breaker
 from kvtier.transfer.precedence import LoadsFirst
+from kvtier.transfer.promotion_queue import PromotionQueue
 from kvtier.types import Miss, chunk_hash_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from kvtier.store.base import Store
     from kvtier.transfer.slots import Slots
     from kvtier.transfer.work import Work
-    from kvtier.types import ChunkKey
+    from kvtier.types import ChunkKey, FilePages
 
 SPILL_BATCH = 8
 """Frames per round of the spill thread: for each of SPILL_THREADS as many as DiskTier places in one shard."""
@@ -64,6 +65,7 @@ class Mover:
         *,
         guard: Guard = PLAIN,
         n_promote_threads: int,
+        n_reads_ahead: int = 0,
         poll_s: float,
         sync_every_s: float,
         steps_back: bool = False,
@@ -72,11 +74,12 @@ class Mover:
     ) -> None:
         """Move between `slots` and `store`; `guard` protects what goes there and judges what comes from there.
 
-        So many promotions as `n_promote_threads` are under way at once. `poll_s` is how often dirty chunks are looked
-        over for write-behind. Threads run behind others of the machine if `steps_back` says so; not where one that must
-        not wait for them has the same process: while they hold a lock that it wants, it would run behind others as
-        well. `report` prints one line for the operator; any thread may call it. `clock` gives seconds, the same as what
-        `start` is given to tell the engine's last call.
+        So many promotions as `n_promote_threads` are under way at once, and another for each that waits for the disk,
+        up to `n_reads_ahead` more. `poll_s` is how often dirty chunks are looked over for write-behind. Threads run
+        behind others of the machine if `steps_back` says so; not where one that must not wait for them has the same
+        process: while they hold a lock that it wants, it would run behind others as well. `report` prints one line for
+        the operator; any thread may call it. `clock` gives seconds, the same as what `start` is given to tell the
+        engine's last call.
         """
         self._slots = slots
         self._store = store
@@ -91,7 +94,7 @@ class Mover:
         self._report = report
         self._clock = clock
         self._work: Work | None = None
-        self._promotions: queue.SimpleQueue[Promotion | None] = queue.SimpleQueue()
+        self._promotions = PromotionQueue(n_promote_threads)
         self._loads, self._borrowed = LoadsFirst(), LoadsFirst()  # all of them; those on threads of others
         self._deletes: queue.SimpleQueue[tuple[int, ChunkKey]] = queue.SimpleQueue()
         self._wake = threading.Event()
@@ -108,7 +111,7 @@ class Mover:
         self._synced_s = self._clock()
         self._threads = [
             threading.Thread(target=self._promote_loop, name=f"kvtier-promote-{i}", daemon=True)
-            for i in range(n_promote_threads)
+            for i in range(n_promote_threads + n_reads_ahead)
         ]
         self._threads.append(threading.Thread(target=self._spill_loop, name="kvtier-spill", daemon=True))
 
@@ -164,8 +167,7 @@ class Mover:
         self._stopping = True
         self._wake.set()
         self._spill_helpers.stop()  # the spill thread does by itself what they do not take any more
-        for _ in self._threads:
-            self._promotions.put(None)
+        self._promotions.close()
         give_up_s = time.monotonic() + STOP_TIMEOUT_S
         threads = [*self._threads, *self._spill_helpers.threads]
         for thread in threads:
@@ -177,10 +179,7 @@ class Mover:
 
     def _promote_loop(self) -> None:
         self._step_back(PROMOTE_NICENESS)
-        while True:
-            job = self._promotions.get()
-            if job is None or self._stopping:
-                return
+        for job in self._promotions.jobs():
             try:
                 self._the_work.promoted(job, self._outcome(partial(self._promote, job)))
             except Exception as error:  # noqa: BLE001 - the thread must outlive any surprise
@@ -197,11 +196,16 @@ class Mover:
 
     def _promote(self, job: Promotion) -> Miss | None:
         shard, key, slot, guard = job.frame.shard, job.resident.key, self._slots[job.resident.slot], self._guard
-        at_once = partial(opened_at_once, out=slot, key=key, guard=guard)
-        if self._at_once and self._may_read and self._store.lend(shard, key, at_once):
+
+        def open_at_once(pages: FilePages) -> bool:
+            with contextlib.nullcontext() if pages.cached else self._promotions.at_disk():
+                return opened_at_once(pages, slot, key=key, guard=guard)
+
+        if self._at_once and self._may_read and self._store.lend(shard, key, open_at_once):
             self._reads_ok()
             return None
-        return self._read(shard, key, partial(open_into, out=slot, key=key, guard=guard))
+        with self._promotions.at_disk():
+            return self._read(shard, key, partial(open_into, out=slot, key=key, guard=guard))
 
     def _read(self, shard: int, key: ChunkKey, use: Callable[[memoryview], None]) -> Miss | None:
         if not self._may_read:

@@ -1,7 +1,7 @@
 """Who goes first: along a chain, and between loads and spills."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import pytest
@@ -10,8 +10,9 @@ from kvtier.errors import StoreError
 from kvtier.store.memory import MemoryStore
 from kvtier.testing.faults import Fault
 from kvtier.tiers.disk import TOGETHER
+from kvtier.transfer import mover as mover_module
 from kvtier.transfer import precedence
-from kvtier.types import ChunkKey, Lookup
+from kvtier.types import ChunkKey, FilePages, Lookup
 from tests.rigs.mover import FRAME_BYTES, PATIENCE_S, Rig, keys, until
 
 TWO_WRITES = "abcdefghijklmnop"[: 2 * TOGETHER]
@@ -54,6 +55,52 @@ def test_chunks_of_a_chain_are_read_in_parallel():
     rig.store._sleep = lambda _: together.wait(PATIENCE_S)
     rig.store.inject(Fault(method="read", slow_s=1.0))
     assert rig.request("abcdef").sources.keys() == set(keys("abcdef"))
+    rig.mover.stop()
+
+
+def test_threads_that_wait_for_the_disk_leave_their_places_to_others():
+    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=1, n_reads_ahead=5)
+    rig.stored_and_evicted("abcdef")
+    together = threading.Barrier(6)
+    rig.store._sleep = lambda _: together.wait(PATIENCE_S)
+    rig.store.inject(Fault(method="read", slow_s=1.0))
+    assert rig.request("abcdef").sources.keys() == set(keys("abcdef"))
+    rig.mover.stop()
+
+
+class Lending(MemoryStore):
+    """Has pages to lend, in the page cache or not, in which nothing is."""
+
+    def __init__(self, *, cached: bool) -> None:
+        super().__init__(1, 40 * FRAME_BYTES)
+        self._cached = cached
+
+    def lend(self, _shard: int, _key: ChunkKey, use: Callable[[FilePages], bool], /) -> bool:
+        return use(FilePages(-1, 0, memoryview(b""), 0, 0, self._cached))
+
+
+@pytest.mark.parametrize(("cached", "n_at_once"), [(True, 1), (False, 3)])
+def test_what_the_page_cache_has_is_opened_by_no_more_threads_than_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, *, cached: bool, n_at_once: int
+):
+    begun, go_on = [], threading.Event()
+
+    def opened(_pages: FilePages, _slot: memoryview, *, key: ChunkKey, **_: object) -> bool:
+        begun.append(key)
+        go_on.wait(PATIENCE_S)
+        return False
+
+    monkeypatch.setattr(mover_module, "opens_at_once", lambda *_: True)
+    monkeypatch.setattr(mover_module, "opened_at_once", opened)
+    rig = Rig(Lending(cached=cached), n_promote_threads=1, n_reads_ahead=2)
+    rig.stored_and_evicted("abcdef")
+    chain = rig.cache.open_chain()
+    assert [rig.cache.lookup(chain, k) for k in keys("abcdef")] == [Lookup.PENDING] * 6
+    until(lambda: len(begun) == n_at_once)
+    assert not go_on.wait(0.05)
+    assert len(begun) == n_at_once
+    go_on.set()
+    until(lambda: rig.stats.promoted_chunks == 6)
     rig.mover.stop()
 
 

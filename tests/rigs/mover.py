@@ -59,6 +59,7 @@ class Rig:
         n_slots: int = 8,
         codec: Codec | None = None,
         n_promote_threads: int = 2,
+        n_reads_ahead: int = 0,
     ) -> None:
         self.store = FaultyStore(store)
         self.clock = Clock()
@@ -70,6 +71,7 @@ class Rig:
             self.store,
             codec or Raw(),
             n_promote_threads=n_promote_threads,
+            n_reads_ahead=n_reads_ahead,
             poll_s=0.002,
             sync_every_s=5.0,
             report=self.reports.append,

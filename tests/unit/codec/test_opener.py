@@ -167,7 +167,7 @@ def test_a_chunk_that_did_not_shrink_is_not_read_for_nothing(monkeypatch: pytest
         raise AssertionError("read")
 
     monkeypatch.setattr(frames, "best_opener", lambda: asked)
-    pages = FilePages(-1, 0, memoryview(bytearray(8192)), 16, HEADER_BYTES + 4096)
+    pages = FilePages(-1, 0, memoryview(bytearray(8192)), 16, HEADER_BYTES + 4096, cached=True)
     assert not frames.opened_at_once(pages, memoryview(bytearray(4096)), key=KEY, guard=PLAIN)
 
 
