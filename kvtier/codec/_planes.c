@@ -10,6 +10,7 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 #include "_literals.h"
+#include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -316,10 +317,11 @@ static PyObject *open_frame(PyObject *module, PyObject *args)
     PyObject *source, *target;
     place_t place;
     rows_t rows;
-    int fits, opened = 0;
+    int fits, yields, opened = 0;
     (void)module;
-    if (!PyArg_ParseTuple(args, "(KKK)Ky*(iLnn)Ow*O:open_frame", &reset, &update, &digest, &state, head,
-                          &place.descriptor, &place.offset, &place.skip, &place.n_bytes, &source, scratch, &target))
+    if (!PyArg_ParseTuple(args, "(KKK)Ky*(iLnn)Ow*Op:open_frame", &reset, &update, &digest, &state, head,
+                          &place.descriptor, &place.offset, &place.skip, &place.n_bytes, &source, scratch, &target,
+                          &yields))
         return NULL;
     if (PyObject_GetBuffer(source, memory, place.descriptor < 0 ? PyBUF_SIMPLE : PyBUF_WRITABLE) < 0 ||
         PyObject_GetBuffer(target, held + OUT, PyBUF_STRIDED) < 0) {
@@ -337,6 +339,8 @@ static PyObject *open_frame(PyObject *module, PyObject *args)
                   read_pages(place.descriptor, memory->buf, (size_t)memory->len, place.offset)) &&
                  open_plain(&xxh3, (void *)(uintptr_t)state, head->buf, (const uint8_t *)memory->buf + place.skip,
                             (size_t)place.n_bytes, scratch->buf, &rows);
+        if (yields)
+            sched_yield(); /* here, where nobody waits for this thread's GIL */
         Py_END_ALLOW_THREADS
     }
     release(held, N);
@@ -352,13 +356,14 @@ static PyMethodDef methods[] = {
      "join(functions, context, low, section, scratch, out) -> int: out from its low bytes and a zstd frame of the\n"
      "high ones. 0: done; 1: the frame ends early; 2: it holds more; below zero: an error code of zstd's."},
     {"open_frame", open_frame, METH_VARARGS,
-     "open_frame(functions, state, head, (descriptor, offset, skip, n_bytes), memory, scratch, out) -> bool: whether the\n"
-     "frame could be read, begins with this head, has a checksum that agrees, and was decoded into out. If not, out is\n"
-     "undefined, and somebody else is to say why. memory is filled from the file unless descriptor is below zero."},
+     "open_frame(functions, state, head, (descriptor, offset, skip, n_bytes), memory, scratch, out, yields) -> bool:\n"
+     "whether the frame could be read, begins with this head, has a checksum that agrees, and was decoded into out. If\n"
+     "not, out is undefined, and somebody else is to say why. memory is filled from the file unless descriptor is below\n"
+     "zero. With yields the thread then lets others of its processor run."},
     {NULL, NULL, 0, NULL},
 };
 
-static int describe(PyObject *module) { return PyModule_AddIntConstant(module, "INTERFACE", 3); }
+static int describe(PyObject *module) { return PyModule_AddIntConstant(module, "INTERFACE", 4); }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)describe}, {0, NULL}};
 

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 Values: TypeAlias = memoryview | npt.NDArray[np.uint8]
 
-INTERFACE: Final = 3
+INTERFACE: Final = 4
 
 def split(values: Values, low: memoryview, high: memoryview) -> None: ...
 def join(
@@ -24,4 +24,5 @@ def open_frame(
     memory: memoryview,
     scratch: memoryview,
     out: Values,
+    yields: bool,
 ) -> bool: ...

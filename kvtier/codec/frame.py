@@ -156,10 +156,13 @@ def opens_at_once(codec: Codec, guard: Guard) -> bool:
     return best_opener() is not None and guard is PLAIN and codec.codec_id == BytePlanes.codec_id
 
 
-def opened_at_once(frame: memoryview | FilePages, out: Chunk, *, key: ChunkKey, guard: Guard) -> bool:
+def opened_at_once(
+    frame: memoryview | FilePages, out: Chunk, *, key: ChunkKey, guard: Guard, yields: bool = False
+) -> bool:
     """Do what `open_into` does, and the reading too, in one native call; False where that does not go or does not help.
 
-    Called on transfer threads. After False what `out` holds is undefined, and `open_into` is to be asked why.
+    Called on transfer threads, which let others of their processor run afterwards if `yields`. After False what `out`
+    holds is undefined, and `open_into` is to be asked why.
     """
     n_payload = (frame.n_bytes if isinstance(frame, FilePages) else len(frame)) - HEADER_BYTES
     opener, values = best_opener(), in_rows(out)
@@ -169,7 +172,7 @@ def opened_at_once(frame: memoryview | FilePages, out: Chunk, *, key: ChunkKey, 
         return False
     codec_id, namespace = BytePlanes.codec_id, _padded_namespace(key)
     head = _HEAD.pack(MAGIC, FORMAT_VERSION, codec_id, PLAIN.flags, len(out), n_payload, namespace, _key_tag(key))
-    return opener(head, frame, values)
+    return opener(head, frame, values, yields=yields)
 
 
 def _payload_at(guard: Guard) -> int:

@@ -21,11 +21,11 @@ from kvtier.types import FilePages
 class Opener(Protocol):
     """Safe on any thread; gives the GIL away once."""
 
-    def __call__(self, head: bytes, frame: memoryview | FilePages, out: Values, /) -> bool:
+    def __call__(self, head: bytes, frame: memoryview | FilePages, out: Values, /, *, yields: bool = False) -> bool:
         """Whether `frame` begins with `head`, its checksum agrees, and `out` was filled from it exactly.
 
         If not, what `out` holds is undefined, unless the checksum does not agree: then `out` is as it was. Blocks for
-        as long as the medium does.
+        as long as the medium does; if it `yields`, the threads that share its processor run first when it is done.
         """
         ...
 
@@ -62,13 +62,13 @@ class _NativeOpener:
         self._free.argtypes = (ctypes.c_void_p,)
         self._of_thread = threading.local()
 
-    def __call__(self, head: bytes, frame: memoryview | FilePages, out: Values, /) -> bool:
+    def __call__(self, head: bytes, frame: memoryview | FilePages, out: Values, /, *, yields: bool = False) -> bool:
         if isinstance(frame, FilePages):
             place, memory = (frame.descriptor, frame.offset, frame.skip, frame.n_bytes), frame.memory
         else:
             place, memory = (-1, 0, 0, len(frame)), frame
         scratch = entropy.scratch((out.nbytes + 1) // 2).data
-        opened: bool = self._open(self._functions, self._state(), head, place, memory, scratch, out)
+        opened: bool = self._open(self._functions, self._state(), head, place, memory, scratch, out, yields)
         return opened
 
     def _state(self) -> int:

@@ -199,7 +199,7 @@ class Mover:
 
         def open_at_once(pages: FilePages) -> bool:
             with contextlib.nullcontext() if pages.cached else self._promotions.at_disk():
-                return opened_at_once(pages, slot, key=key, guard=guard)
+                return opened_at_once(pages, slot, key=key, guard=guard, yields=self._steps_back)
 
         if self._at_once and self._may_read and self._store.lend(shard, key, open_at_once):
             self._reads_ok()

@@ -104,6 +104,23 @@ def test_what_the_page_cache_has_is_opened_by_no_more_threads_than_were_asked_fo
     rig.mover.stop()
 
 
+@pytest.mark.parametrize("steps_back", [True, False])
+def test_threads_that_step_back_let_others_run_after_each_chunk(monkeypatch: pytest.MonkeyPatch, *, steps_back: bool):
+    yielded = []
+
+    def opened(*_: object, yields: bool, **__: object) -> bool:
+        yielded.append(yields)
+        return False
+
+    monkeypatch.setattr(mover_module, "opens_at_once", lambda *_: True)
+    monkeypatch.setattr(mover_module, "opened_at_once", opened)
+    rig = Rig(Lending(cached=True), steps_back=steps_back)
+    rig.stored_and_evicted("ab")
+    rig.request("ab")
+    assert yielded == [steps_back] * 2
+    rig.mover.stop()
+
+
 def test_two_shards_are_written_at_once():
     rig = Rig(MemoryStore(2, 40 * FRAME_BYTES), n_slots=2 * TOGETHER)
     together = threading.Barrier(2)

@@ -61,6 +61,13 @@ def test_a_plain_frame_is_opened_at_once():
 
 
 @pytest.mark.usefixtures("no_long_way")
+def test_a_frame_comes_out_the_same_on_a_thread_that_lets_others_run():
+    out = bytearray(len(CHUNK))
+    assert frames.opened_at_once(memoryview(sealed()), memoryview(out), key=KEY, guard=PLAIN, yields=True)
+    assert out == CHUNK
+
+
+@pytest.mark.usefixtures("no_long_way")
 def test_a_plain_frame_is_opened_at_once_where_an_engine_has_its_chunk_in_pieces():
     room = np.zeros((10, 2, 1000), np.uint8)
     first = room.ctypes.data
