@@ -159,7 +159,10 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = None
     promote_threads: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=64)],
-        _key("Threads that load from disk; under vLLM up to four more while some wait for it.", "a whole number from 1 to 64"),
+        _key(
+            "Threads that load from disk; under vLLM up to four more while some wait for it.",
+            "a whole number from 1 to 64",
+        ),
     ] = 2
 
     def __post_init__(self) -> None:
