@@ -69,6 +69,7 @@ class Mover:
         poll_s: float,
         sync_every_s: float,
         steps_back: bool = False,
+        yields: bool = False,
         report: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -77,8 +78,9 @@ class Mover:
         So many promotions as `n_promote_threads` are under way at once, and another for each that waits for the disk,
         up to `n_reads_ahead` more. `poll_s` is how often dirty chunks are looked over for write-behind. Threads run
         behind others of the machine if `steps_back` says so; not where one that must not wait for them has the same
-        process: while they hold a lock that it wants, it would run behind others as well. `report` prints one line for
-        the operator; any thread may call it. `clock` gives seconds, the same as what `start` is given to tell the
+        process: while they hold a lock that it wants, it would run behind others as well. If one `yields`, others of
+        its processor run first after each promotion, which costs much where those never rest. `report` prints one line
+        for the operator; any thread may call it. `clock` gives seconds, the same as what `start` is given to tell the
         engine's last call.
         """
         self._slots = slots
@@ -89,6 +91,7 @@ class Mover:
         self._poll_s = poll_s
         self._sync_every_s = sync_every_s
         self._steps_back = steps_back
+        self._yields = yields
         self._last_engine_call = clock
         self._after_sync: Callable[[], None] = lambda: None
         self._report = report
@@ -199,7 +202,7 @@ class Mover:
 
         def open_at_once(pages: FilePages) -> bool:
             with contextlib.nullcontext() if pages.cached else self._promotions.at_disk():
-                return opened_at_once(pages, slot, key=key, guard=guard, yields=self._steps_back)
+                return opened_at_once(pages, slot, key=key, guard=guard, yields=self._yields)
 
         if self._at_once and self._may_read and self._store.lend(shard, key, open_at_once):
             self._reads_ok()

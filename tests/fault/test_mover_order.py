@@ -104,8 +104,8 @@ def test_what_the_page_cache_has_is_opened_by_no_more_threads_than_were_asked_fo
     rig.mover.stop()
 
 
-@pytest.mark.parametrize("steps_back", [True, False])
-def test_threads_that_step_back_let_others_run_after_each_chunk(monkeypatch: pytest.MonkeyPatch, *, steps_back: bool):
+@pytest.mark.parametrize("yields", [True, False])
+def test_a_thread_lets_others_run_after_each_chunk_if_it_is_to(monkeypatch: pytest.MonkeyPatch, *, yields: bool):
     yielded = []
 
     def opened(*_: object, yields: bool, **__: object) -> bool:
@@ -114,10 +114,10 @@ def test_threads_that_step_back_let_others_run_after_each_chunk(monkeypatch: pyt
 
     monkeypatch.setattr(mover_module, "opens_at_once", lambda *_: True)
     monkeypatch.setattr(mover_module, "opened_at_once", opened)
-    rig = Rig(Lending(cached=True), steps_back=steps_back)
+    rig = Rig(Lending(cached=True), yields=yields)
     rig.stored_and_evicted("ab")
     rig.request("ab")
-    assert yielded == [steps_back] * 2
+    assert yielded == [yields] * 2
     rig.mover.stop()
 
 
