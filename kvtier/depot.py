@@ -156,7 +156,6 @@ class LocalDepot:
             poll_s=plan.poll_s,
             sync_every_s=plan.sync_every_s,
             steps_back=steps_back,
-            yields=steps_back and plan.runs_idle,
             report=report,
         )
         self.n_shards = self._store.n_shards

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from kvtier.transfer.work import Work
 
 READS_AHEAD: Final = 4
-"""Promotion threads beyond `disk.promote_threads`: some always wait for the disk. Not so beside the scheduler thread,
-which each of them takes processor and interpreter from. docs/performance.md, "What a promotion gives"."""
+"""Promotion threads beyond `disk.promote_threads`, at work while others wait for the disk. Not so beside the scheduler
+thread, which each of them takes processor and interpreter from. docs/performance.md, "What a promotion gives"."""
 
 PING_S: Final = 5.0
 MOST_UNANSWERED: Final = 6

@@ -69,7 +69,6 @@ class Mover:
         poll_s: float,
         sync_every_s: float,
         steps_back: bool = False,
-        yields: bool = False,
         report: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -78,9 +77,8 @@ class Mover:
         So many promotions as `n_promote_threads` are under way at once, and another for each that waits for the disk,
         up to `n_reads_ahead` more. `poll_s` is how often dirty chunks are looked over for write-behind. Threads run
         behind others of the machine if `steps_back` says so; not where one that must not wait for them has the same
-        process: while they hold a lock that it wants, it would run behind others as well. If one `yields`, others of
-        its processor run first after each promotion, which costs much where those never rest. `report` prints one line
-        for the operator; any thread may call it. `clock` gives seconds, the same as what `start` is given to tell the
+        process: while they hold a lock that it wants, it would run behind others as well. `report` prints one line for
+        the operator; any thread may call it. `clock` gives seconds, the same as what `start` is given to tell the
         engine's last call.
         """
         self._slots = slots
@@ -91,7 +89,7 @@ class Mover:
         self._poll_s = poll_s
         self._sync_every_s = sync_every_s
         self._steps_back = steps_back
-        self._yields = yields
+        self._yields = False
         self._last_engine_call = clock
         self._after_sync: Callable[[], None] = lambda: None
         self._report = report
@@ -123,9 +121,11 @@ class Mover:
     ) -> None:
         """Begin serving `work`. `last_engine_call` gives the time of the engine's last call.
 
-        `after_sync` is called by the spill thread whenever the store has been synced.
+        `after_sync` is called by the spill thread whenever the store has been synced. Threads have the scheduling class
+        of the caller; idle-class ones let others of their processor run after each promotion (ADR 0004).
         """
         self._work = work
+        self._yields = hasattr(os, "SCHED_IDLE") and os.sched_getscheduler(0) == os.SCHED_IDLE
         self._last_engine_call = last_engine_call
         self._after_sync = after_sync
         prepare = partial(self._step_back, SPILL_NICENESS)

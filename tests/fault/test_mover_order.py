@@ -1,7 +1,9 @@
 """Who goes first: along a chain, and between loads and spills."""
 
+import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 import pytest
@@ -104,20 +106,26 @@ def test_what_the_page_cache_has_is_opened_by_no_more_threads_than_were_asked_fo
     rig.mover.stop()
 
 
-@pytest.mark.parametrize("yields", [True, False])
-def test_a_thread_lets_others_run_after_each_chunk_if_it_is_to(monkeypatch: pytest.MonkeyPatch, *, yields: bool):
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_thread_lets_others_run_after_each_chunk_if_it_is_idle_class(monkeypatch: pytest.MonkeyPatch, *, idle: bool):
     yielded = []
 
     def opened(*_: object, yields: bool, **__: object) -> bool:
         yielded.append(yields)
         return False
 
+    def make_rig() -> Rig:
+        if idle:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        return Rig(Lending(cached=True))
+
     monkeypatch.setattr(mover_module, "opens_at_once", lambda *_: True)
     monkeypatch.setattr(mover_module, "opened_at_once", opened)
-    rig = Rig(Lending(cached=True), yields=yields)
+    with ThreadPoolExecutor(1) as maker:
+        rig = maker.submit(make_rig).result()
     rig.stored_and_evicted("ab")
     rig.request("ab")
-    assert yielded == [yields] * 2
+    assert yielded == [idle] * 2
     rig.mover.stop()
 
 

@@ -60,7 +60,6 @@ class Rig:
         codec: Codec | None = None,
         n_promote_threads: int = 2,
         n_reads_ahead: int = 0,
-        yields: bool = False,
     ) -> None:
         self.store = FaultyStore(store)
         self.clock = Clock()
@@ -73,7 +72,6 @@ class Rig:
             codec or Raw(),
             n_promote_threads=n_promote_threads,
             n_reads_ahead=n_reads_ahead,
-            yields=yields,
             poll_s=0.002,
             sync_every_s=5.0,
             report=self.reports.append,

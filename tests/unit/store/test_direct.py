@@ -75,6 +75,19 @@ def test_what_is_in_the_page_cache_is_read_from_there_and_the_rest_past_it(file:
     reader.close()
 
 
+def test_whoever_reads_by_himself_is_told_whether_he_waits_for_the_disk(file: Path) -> None:
+    reader, told = PageReader([file], N_PAGES * PAGE), []
+    for in_cache in (True, False):
+        if in_cache:
+            file.read_bytes()
+        else:
+            drop_from_page_cache(file)
+        with reader.room(0, 0, 8 * PAGE) as (descriptor, cached, _):
+            told.append((cached, bool(flags_of(descriptor) & os.O_DIRECT)))
+    assert told == [(True, False), (False, True)]
+    reader.close()
+
+
 def test_reading_past_the_page_cache_leaves_nothing_in_it(file: Path) -> None:
     calls = Calls()
     drop_from_page_cache(file)

@@ -44,6 +44,13 @@ class Threads:
     def ended(self) -> bool:
         return all(end.done() and end.exception() is None for end in self._ends)
 
+    def stop(self) -> None:
+        self.queue.close()
+        for job in "abcd":
+            for _ in range(3):
+                self.tell(job, "end")
+        self._pool.shutdown()
+
 
 @pytest.fixture
 def queue() -> PromotionQueue:
@@ -51,16 +58,17 @@ def queue() -> PromotionQueue:
 
 
 @pytest.fixture
-def threads(queue: PromotionQueue) -> Iterator[Threads]:
+def idle_threads(queue: PromotionQueue) -> Iterator[Threads]:
     threads = Threads(queue)
-    for job in "abcd":
-        queue.put(job)  # type: ignore[arg-type]
     yield threads
-    queue.close()
+    threads.stop()
+
+
+@pytest.fixture
+def threads(idle_threads: Threads) -> Threads:
     for job in "abcd":
-        for _ in range(3):
-            threads.tell(job, "end")
-    threads._pool.shutdown()
+        idle_threads.queue.put(job)  # type: ignore[arg-type]
+    return idle_threads
 
 
 def stays(condition: Callable[[], bool]) -> bool:
@@ -88,6 +96,7 @@ def test_who_is_back_from_the_disk_counts_again(threads: Threads):
     threads.tell("a", "wait for the disk")
     until(lambda: threads.begun == ["a", "b"])
     threads.tell("a", "come back")
+    until(lambda: threads.queue._n_free == -1)
     assert stays(lambda: threads.begun == ["a", "b"])
     threads.tell("b", "end")
     assert stays(lambda: threads.begun == ["a", "b"]), "one is at work still"
@@ -95,18 +104,13 @@ def test_who_is_back_from_the_disk_counts_again(threads: Threads):
     until(lambda: threads.begun == ["a", "b", "c"])
 
 
-def test_a_job_that_comes_while_all_wait_for_the_disk_is_begun(queue: PromotionQueue):
-    threads = Threads(queue)
-    queue.put("a")  # type: ignore[arg-type]
-    until(lambda: threads.begun == ["a"])
-    threads.tell("a", "wait for the disk")
-    until(lambda: queue._n_free == 1)
-    queue.put("b")  # type: ignore[arg-type]
-    until(lambda: threads.begun == ["a", "b"])
-    queue.close()
-    for job in "aab":
-        threads.tell(job, "end")
-    threads._pool.shutdown()
+def test_a_job_that_comes_while_all_wait_for_the_disk_is_begun(idle_threads: Threads):
+    idle_threads.queue.put("a")  # type: ignore[arg-type]
+    until(lambda: idle_threads.begun == ["a"])
+    idle_threads.tell("a", "wait for the disk")
+    until(lambda: idle_threads.queue._n_free == 1)
+    idle_threads.queue.put("b")  # type: ignore[arg-type]
+    until(lambda: idle_threads.begun == ["a", "b"])
 
 
 def test_closing_ends_the_threads_and_leaves_what_was_not_begun(queue: PromotionQueue, threads: Threads):
