@@ -170,7 +170,7 @@ class Mover:
         self._stopping = True
         self._wake.set()
         self._spill_helpers.stop()  # the spill thread does by itself what they do not take any more
-        self._promotions.close()
+        self._promotions.close(len(self._threads))
         give_up_s = time.monotonic() + STOP_TIMEOUT_S
         threads = [*self._threads, *self._spill_helpers.threads]
         for thread in threads:
@@ -201,14 +201,15 @@ class Mover:
         shard, key, slot, guard = job.frame.shard, job.resident.key, self._slots[job.resident.slot], self._guard
 
         def open_at_once(pages: FilePages) -> bool:
-            with contextlib.nullcontext() if pages.cached else self._promotions.at_disk():
-                return opened_at_once(pages, slot, key=key, guard=guard, yields=self._yields)
+            if not pages.cached:
+                self._promotions.give_place()
+            return opened_at_once(pages, slot, key=key, guard=guard, yields=self._yields)
 
         if self._at_once and self._may_read and self._store.lend(shard, key, open_at_once):
             self._reads_ok()
             return None
-        with self._promotions.at_disk():
-            return self._read(shard, key, partial(open_into, out=slot, key=key, guard=guard))
+        self._promotions.give_place()
+        return self._read(shard, key, partial(open_into, out=slot, key=key, guard=guard))
 
     def _read(self, shard: int, key: ChunkKey, use: Callable[[memoryview], None]) -> Miss | None:
         if not self._may_read:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,58 +13,45 @@ if TYPE_CHECKING:
 
 
 class PromotionQueue:
-    """Jobs in the order in which they came, for `n_at_work` threads and one more for each that waits for a disk.
+    """Jobs in the order in which they came, for threads that have one of `n_places`.
 
-    More threads than that are only in each other's way, and in that of the engine's scheduler thread: each that sleeps
-    and wakes is owed processor time, which Linux takes from whoever shares a processor with it (ADR 0004).
+    A thread that is about to wait for a disk gives its place to another. More threads than that are only in each
+    other's way, and in that of the engine's scheduler thread: each that sleeps and wakes is owed processor time, which
+    Linux takes from whoever shares a processor with it (ADR 0004).
     """
 
-    def __init__(self, n_at_work: int) -> None:
-        self._n_free = n_at_work  # below zero while threads that waited for a disk are back at work
-        self._jobs: deque[Promotion] = deque()
-        self._changed = threading.Condition(threading.Lock())
+    def __init__(self, n_places: int) -> None:
+        self._jobs: SimpleQueue[Promotion | None] = SimpleQueue()
+        self._places: SimpleQueue[None] = SimpleQueue()
+        self._thread = threading.local()
         self._closed = False
+        for _ in range(n_places):
+            self._places.put(None)
 
     def put(self, job: Promotion) -> None:
-        """Any thread; never blocks."""
-        with self._changed:
-            self._jobs.append(job)
-            if self._n_free > 0:
-                self._changed.notify()
+        """Any thread, the scheduler's too: takes no lock."""
+        self._jobs.put(job)
 
     def jobs(self) -> Iterator[Promotion]:
-        """For one of the threads: its next job, once that may be worked at. It is done when the next is asked for.
-
-        Ends when the queue is closed; what is in it then stays there.
-        """
-        n_mine = 0
+        """For one of the threads: its next job, when there is one and a place for it. Ends when the queue is closed."""
         while True:
-            with self._changed:
-                self._n_free += n_mine
-                while not self._closed and not (self._jobs and self._n_free > 0):
-                    self._changed.wait()
-                if self._closed:
+            self._places.get()
+            self._thread.has_place = True
+            while self._thread.has_place:
+                job = self._jobs.get()
+                if job is None or self._closed:
                     return
-                job = self._jobs.popleft()
-                self._n_free -= 1
-                n_mine = 1
-            yield job
+                yield job
 
-    @contextmanager
-    def at_disk(self) -> Iterator[None]:
-        """The calling thread, which has a job, waits for a disk meanwhile: another one may work in its place."""
-        with self._changed:
-            self._n_free += 1
-            if self._jobs:
-                self._changed.notify()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._n_free -= 1
+    def give_place(self) -> None:
+        """Called by a thread that will now wait for a disk. It goes on with its job and has a place again for the next."""
+        if self._thread.has_place:
+            self._thread.has_place = False
+            self._places.put(None)
 
-    def close(self) -> None:
-        """No thread gets a job any more."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+    def close(self, n_threads: int) -> None:
+        """No job is begun any more, and so many threads end."""
+        self._closed = True
+        for _ in range(n_threads):
+            self._places.put(None)
+            self._jobs.put(None)

@@ -26,10 +26,8 @@ class Threads:
     def _run(self) -> None:
         for job in self.queue.jobs():
             self.begun.append(job)
-            if self._next_step(job) == "wait for the disk":
-                with self.queue.at_disk():
-                    self._next_step(job)
-                self._next_step(job)
+            while self._next_step(job) == "wait for the disk":
+                self.queue.give_place()
 
     def _next_step(self, job: object) -> str:
         with self._told:
@@ -45,10 +43,9 @@ class Threads:
         return all(end.done() and end.exception() is None for end in self._ends)
 
     def stop(self) -> None:
-        self.queue.close()
+        self.queue.close(3)
         for job in "abcd":
-            for _ in range(3):
-                self.tell(job, "end")
+            self.tell(job, "end")
         self._pool.shutdown()
 
 
@@ -91,31 +88,36 @@ def test_while_one_waits_for_the_disk_another_works_in_its_place(threads: Thread
     assert stays(lambda: threads.begun == ["a", "b"])
 
 
-def test_who_is_back_from_the_disk_counts_again(threads: Threads):
+def test_who_has_waited_for_the_disk_takes_no_job_until_there_is_a_place(threads: Threads):
     until(lambda: threads.begun == ["a"])
     threads.tell("a", "wait for the disk")
     until(lambda: threads.begun == ["a", "b"])
-    threads.tell("a", "come back")
-    until(lambda: threads.queue._n_free == -1)
+    threads.tell("a", "end")
     assert stays(lambda: threads.begun == ["a", "b"])
     threads.tell("b", "end")
-    assert stays(lambda: threads.begun == ["a", "b"]), "one is at work still"
-    threads.tell("a", "end")
     until(lambda: threads.begun == ["a", "b", "c"])
+
+
+def test_who_waits_for_the_disk_twice_gives_one_place(threads: Threads):
+    until(lambda: threads.begun == ["a"])
+    for _ in range(2):
+        threads.tell("a", "wait for the disk")
+    until(lambda: threads.begun == ["a", "b"])
+    assert stays(lambda: threads.begun == ["a", "b"])
 
 
 def test_a_job_that_comes_while_all_wait_for_the_disk_is_begun(idle_threads: Threads):
     idle_threads.queue.put("a")  # type: ignore[arg-type]
     until(lambda: idle_threads.begun == ["a"])
     idle_threads.tell("a", "wait for the disk")
-    until(lambda: idle_threads.queue._n_free == 1)
+    until(lambda: not idle_threads._steps["a"])
     idle_threads.queue.put("b")  # type: ignore[arg-type]
     until(lambda: idle_threads.begun == ["a", "b"])
 
 
 def test_closing_ends_the_threads_and_leaves_what_was_not_begun(queue: PromotionQueue, threads: Threads):
     until(lambda: threads.begun == ["a"])
-    queue.close()
+    queue.close(3)
     threads.tell("a", "end")
     until(threads.ended)
     assert threads.begun == ["a"]
