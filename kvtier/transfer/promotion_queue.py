@@ -44,7 +44,7 @@ class PromotionQueue:
                 yield job
 
     def give_place(self) -> None:
-        """Called by a thread that will now wait for a disk. It goes on with its job and has a place again for the next."""
+        """Called by a thread that will wait for a disk now. It goes on with its job; for the next it has a place again."""
         if self._thread.has_place:
             self._thread.has_place = False
             self._places.put(None)
