@@ -44,7 +44,7 @@ class PromotionQueue:
                 yield job
 
     def give_place(self) -> None:
-        """Called by a thread that will wait for a disk now. It goes on with its job; for the next it has a place again."""
+        """Called by a thread that will wait for a disk now. It goes on with its job, and gets a place for the next."""
         if self._thread.has_place:
             self._thread.has_place = False
             self._places.put(None)
