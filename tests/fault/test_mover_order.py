@@ -50,18 +50,11 @@ def test_the_chunks_of_a_chain_are_read_head_first():
     rig.mover.stop()
 
 
-def test_chunks_of_a_chain_are_read_in_parallel():
-    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=6)
-    rig.stored_and_evicted("abcdef")
-    together = threading.Barrier(6)
-    rig.store._sleep = lambda _: together.wait(PATIENCE_S)
-    rig.store.inject(Fault(method="read", slow_s=1.0))
-    assert rig.request("abcdef").sources.keys() == set(keys("abcdef"))
-    rig.mover.stop()
-
-
-def test_threads_that_wait_for_the_disk_leave_their_places_to_others():
-    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=1, n_reads_ahead=5)
+@pytest.mark.parametrize(
+    ("n_promote_threads", "n_reads_ahead"), [(6, 0), (1, 5)], ids=["each has a place", "each leaves its place"]
+)
+def test_chunks_of_a_chain_are_read_in_parallel(n_promote_threads: int, n_reads_ahead: int):
+    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=n_promote_threads, n_reads_ahead=n_reads_ahead)
     rig.stored_and_evicted("abcdef")
     together = threading.Barrier(6)
     rig.store._sleep = lambda _: together.wait(PATIENCE_S)

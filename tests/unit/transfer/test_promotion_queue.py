@@ -7,9 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from kvtier.transfer.promotion_queue import PromotionQueue
-from tests.rigs.mover import until
-
-PATIENCE_S = 20.0
+from tests.rigs.mover import PATIENCE_S, until
 
 
 class Threads:
