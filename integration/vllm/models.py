@@ -7,6 +7,7 @@ BASE = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 8192,
     "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True,
 }  # fmt: skip
+N_WINDOWED = 5  # layers of `make_sliding` whose attention has a window
 
 
 def make_llama(folder: Path, *, seed: int, tied: bool = True) -> Path:
@@ -40,10 +41,14 @@ def make_deepseek(folder: Path, *, seed: int) -> Path:
 
 
 def make_sliding(folder: Path, *, seed: int) -> Path:
-    """A 6-layer Gemma3 text model, five layers with a sliding window of 64 tokens and one with full attention."""
+    """A 6-layer Gemma3 text model, `N_WINDOWED` layers with a sliding window of 64 tokens and one with full attention;
+    for vLLM each is a KV cache group of its own."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig  # noqa: PLC0415
 
-    config = Gemma3TextConfig(**{**BASE, "num_hidden_layers": 6}, sliding_window=64, sliding_window_pattern=6)
+    n_layers = N_WINDOWED + 1
+    config = Gemma3TextConfig(
+        **{**BASE, "num_hidden_layers": n_layers}, sliding_window=64, sliding_window_pattern=n_layers
+    )
     # Gemma scales embeddings up: with wide ones it repeats the last token, whatever came before.
     return _save(Gemma3ForCausalLM, config, folder, seed, embedding_std=0.002)
 
