@@ -251,7 +251,7 @@ def _with_disk(
 ) -> Kvtier:
     prior = Prior(depot.folder / NAMESPACES, namespace, "prefill", len(Cost._fields))
     known = prior.load()
-    n_readers = disk_config.promote_threads + _n_reads_ahead(in_helper=not isinstance(depot, LocalDepot))
+    n_at_work = depot.plan.n_at_work
     prefill_rate, copy_rate = PrefillRate(Cost(*known) if known is not None else None), CopyRate()
     disk = DiskTier(depot.n_shards, depot.shard_bytes, depot.frame_cost, LinkedSlru(1), first_shard=os.getpid())
     disk.set_family(namespace.family(epoch.name))
@@ -273,7 +273,7 @@ def _with_disk(
         submit_promotion=depot.submit_promotion,
         wake_spiller=depot.wake_spiller,
         delete_frame=depot.delete,
-        max_under_way=max(UNDER_WAY, 2 * n_readers),
+        max_under_way=max(UNDER_WAY, n_at_work + n_at_work // 2),
         write_behind_after_s=disk_config.write_behind_after_s if disk_config.write == "ahead" else None,
         gate=LoadGate(
             chunk_bytes=geometry.chunk_bytes,
@@ -282,7 +282,7 @@ def _with_disk(
             device=copy_rate,
             mode=disk_config.load,
             min_tokens=disk_config.min_tokens or 0,
-            n_lanes=n_readers,
+            n_lanes=n_at_work,
         ),
         admit_share=disk_config.admit.share,
         budget=budget,
@@ -290,7 +290,7 @@ def _with_disk(
     kvtier = Kvtier(cache, epoch, namespace, prefill_rate, copy_rate)
     if isinstance(depot, LocalDepot):
         kvtier.read = depot.read
-    n_probed = max(n_readers, PROBE_BYTES // geometry.chunk_bytes)
+    n_probed = max(depot.plan.n_readers, PROBE_BYTES // geometry.chunk_bytes)
     # Where nothing is decided by what it finds, it would only be in the way of the first loads.
     probed = disk.sample(n_probed) if disk_config.load == "auto" else []
 
@@ -329,7 +329,7 @@ def _open_depot(
     try:
         secret = secret_for(config)
         guard = guard_of(secret)
-        n_reads_ahead = _n_reads_ahead(in_helper=isinstance(pool, SharedPool))
+        n_reads_ahead = READS_AHEAD if isinstance(pool, SharedPool) else 0
         plan = _plan(config, config.disk, geometry, secret, report, n_reads_ahead=n_reads_ahead, runs_idle=runs_idle)
         if isinstance(pool, SharedPool):
             return HelperDepot(plan, pool, report=report), guard
@@ -337,10 +337,6 @@ def _open_depot(
     except (KvtierError, OSError) as error:
         report(f"disk tier is off, the engine runs without it: {error}")
         return None, guard
-
-
-def _n_reads_ahead(*, in_helper: bool) -> int:
-    return READS_AHEAD if in_helper else 0
 
 
 def _plan(

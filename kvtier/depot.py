@@ -19,7 +19,7 @@ from kvtier.errors import StoreError, StoreFormatError
 from kvtier.store.beside import room_beside
 from kvtier.store.lmdb import LmdbStore
 from kvtier.tiers.follow import Follower
-from kvtier.transfer.mover import Mover
+from kvtier.transfer.mover import PROMOTIONS_AT_ONCE, Mover
 from kvtier.transfer.precedence import LoadsFirst
 from kvtier.transfer.probe import LoadProbe
 
@@ -61,12 +61,19 @@ class Plan:
 
     @property
     def n_readers(self) -> int:
-        """Promotions that are under way at once where they wait for the disk."""
+        """Threads that read."""
         return self.n_promote_threads + self.n_reads_ahead
+
+    @property
+    def n_at_work(self) -> int:
+        """Promotions that threads may be at."""
+        return self.n_readers * PROMOTIONS_AT_ONCE
 
 
 class Depot(Protocol):
     """Opened by whoever makes it. `scan`, then `start`, each once; `stop` once, whatever was called before."""
+
+    plan: Plan
 
     @property
     def folder(self) -> Path:
@@ -139,7 +146,7 @@ class LocalDepot:
 
         `steps_back` as in Mover.
         """
-        self._plan = plan
+        self.plan = plan
         self._guard = guard_of(plan.secret)
         self._probe: LoadProbe | None = None
         self._started = self._stopping = False
@@ -186,9 +193,9 @@ class LocalDepot:
         self._probe = LoadProbe(
             self._follower,
             list(frames),
-            self._plan.chunk_bytes,
+            self.plan.chunk_bytes,
             guard=self._guard,
-            n_threads=self._plan.n_readers,
+            n_threads=self.plan.n_readers,
             n_processors=len(os.sched_getaffinity(0)),
             tell=tell,
         )

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 PINNED_SHARE = 0.875
 """Promotions may not pin more of the host pool than this: the rest keeps taking stores."""
 
-UNDER_WAY = 16
-"""Promotions that are under way before more of them stand in line; more than there are threads to read. Beginning one
+UNDER_WAY = 24
+"""Promotions that are under way before more of them stand in line; more than threads may be at. Beginning one
 takes about 10 us of the scheduler's time, standing in line less than 1."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import NamedTuple, NewType
@@ -22,14 +23,18 @@ def chunk_hash_of(key: ChunkKey) -> bytes:
 
 
 class FilePages(NamedTuple):
-    """Where a frame lies in a file, and memory that takes the pages it is on."""
+    """Where a frame lies in a file."""
 
     descriptor: int
-    offset: int  # in the file; a whole page
-    memory: memoryview  # whole pages at a page boundary, as long as what is to be read
-    skip: int  # bytes of `memory` in front of the frame
+    offset: int  # in the file, of what is to be read; a whole page
+    length: int  # of that; whole pages
+    skip: int  # bytes in front of the frame
     n_bytes: int  # of the frame
     cached: bool  # in the page cache, all of them: to read them is not to wait
+
+
+UsePages = Callable[[Sequence[FilePages | None]], list[bool]]
+"""Reads the frames that lie there; which of them it did."""
 
 
 class Lookup(Enum):

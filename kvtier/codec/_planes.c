@@ -1,8 +1,8 @@
 /* Byte planes in native code: 16-bit values <-> their low and high bytes, in one pass each and without the GIL.
  *
  * join() decodes the high bytes block by block and puts each block together with the low ones while it is in the
- * processor's cache; open_frame() reads the frame around them and verifies it first, so that a thread gives the GIL away
- * once for all of it.
+ * processor's cache; read_frames() reads frames and verifies them first, so that a thread gives the GIL away once for all
+ * of that.
  * zstd, which does what _literals.c leaves, is the one in python-zstandard, XXH3 the one in python-xxhash: their
  * functions come as addresses. */
 #define _DEFAULT_SOURCE
@@ -10,6 +10,7 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 #include "_literals.h"
+#include "_reads.h"
 #include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -301,53 +302,217 @@ static int read_pages(int descriptor, uint8_t *out, size_t n_bytes, long long at
     return 1;
 }
 
-/* Where a frame is: in `memory`, from `skip` on, once the pages at `offset` have been read there by `descriptor`; already
- * if that is below zero. */
-typedef struct {
-    int descriptor;
-    long long offset;
-    Py_ssize_t skip, n_bytes;
-} place_t;
-
 static PyObject *open_frame(PyObject *module, PyObject *args)
 {
-    enum { HEAD, MEMORY, SCRATCH, OUT, N };
+    enum { HEAD, FRAME, SCRATCH, OUT, N };
     unsigned long long state, reset, update, digest;
-    Py_buffer held[N] = {{0}}, *head = held + HEAD, *memory = held + MEMORY, *scratch = held + SCRATCH;
-    PyObject *source, *target;
-    place_t place;
+    Py_buffer held[N] = {{0}}, *head = held + HEAD, *frame = held + FRAME, *scratch = held + SCRATCH;
+    PyObject *target;
     rows_t rows;
-    int fits, yields, opened = 0;
+    int fits, opened = 0;
     (void)module;
-    if (!PyArg_ParseTuple(args, "(KKK)Ky*(iLnn)Ow*Op:open_frame", &reset, &update, &digest, &state, head,
-                          &place.descriptor, &place.offset, &place.skip, &place.n_bytes, &source, scratch, &target,
-                          &yields))
+    if (!PyArg_ParseTuple(args, "(KKK)Ky*y*w*O:open_frame", &reset, &update, &digest, &state, head, frame, scratch,
+                          &target))
         return NULL;
-    if (PyObject_GetBuffer(source, memory, place.descriptor < 0 ? PyBUF_SIMPLE : PyBUF_WRITABLE) < 0 ||
-        PyObject_GetBuffer(target, held + OUT, PyBUF_STRIDED) < 0) {
+    if (PyObject_GetBuffer(target, held + OUT, PyBUF_STRIDED) < 0) {
         release(held, N);
         return NULL;
     }
-    fits = as_rows(held + OUT, &rows) && head->len == HEAD_BYTES && (size_t)scratch->len >= rows.n_values &&
-           place.skip >= 0 && place.n_bytes >= 0 && place.n_bytes <= memory->len &&
-           place.skip <= memory->len - place.n_bytes && reset && update && digest && state;
-    if (fits && (size_t)place.n_bytes >= HEADER_BYTES + rows.n_values) {
+    fits = as_rows(held + OUT, &rows) && head->len == HEAD_BYTES && (size_t)scratch->len >= rows.n_values && reset &&
+           update && digest && state;
+    if (fits && (size_t)frame->len >= HEADER_BYTES + rows.n_values) {
         xxh3_t xxh3 = {(int (*)(void *))(uintptr_t)reset, (int (*)(void *, const void *, size_t))(uintptr_t)update,
                        (hash_t(*)(const void *))(uintptr_t)digest};
         Py_BEGIN_ALLOW_THREADS
-        opened = (place.descriptor < 0 ||
-                  read_pages(place.descriptor, memory->buf, (size_t)memory->len, place.offset)) &&
-                 open_plain(&xxh3, (void *)(uintptr_t)state, head->buf, (const uint8_t *)memory->buf + place.skip,
-                            (size_t)place.n_bytes, scratch->buf, &rows);
-        if (yields)
-            sched_yield(); /* here, where nobody waits for this thread's GIL */
+        opened = open_plain(&xxh3, (void *)(uintptr_t)state, head->buf, frame->buf, (size_t)frame->len, scratch->buf,
+                            &rows);
         Py_END_ALLOW_THREADS
     }
     release(held, N);
     if (fits)
         return PyBool_FromLong(opened);
-    PyErr_SetString(PyExc_ValueError, "open_frame: a head has 48 bytes, the frame lies inside memory, scratch takes half of out's bytes, out is bytes in even rows, and no address is zero");
+    PyErr_SetString(PyExc_ValueError, "open_frame: a head has 48 bytes, scratch takes half of out's bytes, out is bytes in even rows, and no address is zero");
     return NULL;
+}
+
+enum { MOST_FRAMES = 16, MOST_PLACES = 16 };
+
+/* A frame in a file, and where its values go. */
+typedef struct {
+    int descriptor, cached, opened;
+    long long offset;
+    Py_ssize_t length, skip, n_bytes; /* to read, whole pages; in front of the frame; of the frame */
+    uint8_t *place;
+    Py_buffer head, out;
+    rows_t rows;
+} wanted_t;
+
+/* Frames that are read and opened by one call, and what it does that with. */
+typedef struct {
+    wanted_t frames[MOST_FRAMES];
+    size_t n, next, n_asked;
+    uint8_t *places[MOST_PLACES]; /* of memory, that no read is under way to */
+    size_t n_places;
+    reads_t *reads;
+    xxh3_t xxh3;
+    void *state;
+    uint8_t *scratch;
+    int yields;
+} batch_t;
+
+static void open_wanted(const batch_t *batch, wanted_t *frame, int is_read)
+{
+    frame->opened = is_read && open_plain(&batch->xxh3, batch->state, frame->head.buf, frame->place + frame->skip,
+                                          (size_t)frame->n_bytes, batch->scratch, &frame->rows);
+    if (batch->yields)
+        sched_yield(); /* here, where nobody waits for this thread's GIL */
+}
+
+static void read_and_open(const batch_t *batch, wanted_t *frame)
+{
+    open_wanted(batch, frame, read_pages(frame->descriptor, frame->place, (size_t)frame->length, frame->offset));
+}
+
+/* Have the disk at work on as many as there are places for. */
+static void ask(batch_t *batch)
+{
+    for (; batch->next < batch->n && batch->n_places; batch->next++) {
+        wanted_t *frame = batch->frames + batch->next;
+        if (frame->cached)
+            continue;
+        frame->place = batch->places[--batch->n_places];
+        if (reads_begin(batch->reads, frame->descriptor, frame->place, (size_t)frame->length, frame->offset,
+                        batch->next)) {
+            batch->n_asked++;
+        } else {
+            read_and_open(batch, frame);
+            batch->places[batch->n_places++] = frame->place;
+        }
+    }
+}
+
+/* What is cached is opened in the last place while the disk is at work; then that place is one like the others. */
+static void open_all(batch_t *batch)
+{
+    uint8_t *place = batch->places[--batch->n_places];
+    ask(batch);
+    for (wanted_t *frame = batch->frames; frame < batch->frames + batch->n; frame++)
+        if (frame->cached) {
+            frame->place = place;
+            read_and_open(batch, frame);
+        }
+    batch->places[batch->n_places++] = place;
+    ask(batch);
+    while (batch->n_asked) {
+        size_t number;
+        long long n_read;
+        if (reads_end(batch->reads, &number, &n_read)) {
+            wanted_t *frame = batch->frames + number;
+            batch->n_asked--;
+            open_wanted(batch, frame, n_read == frame->length);
+            batch->places[batch->n_places++] = frame->place;
+        } else {
+            batch->n_asked = 0;
+            batch->n_places = 1; /* for one at a time, which waits itself */
+        }
+        ask(batch);
+    }
+}
+
+static int as_wanted(PyObject *object, wanted_t *frame, size_t place_bytes, size_t scratch_bytes)
+{
+    PyObject *out;
+    if (!PyArg_ParseTuple(object, "(iLnnnp)y*O:read_frames", &frame->descriptor, &frame->offset, &frame->length,
+                          &frame->skip, &frame->n_bytes, &frame->cached, &frame->head, &out) ||
+        PyObject_GetBuffer(out, &frame->out, PyBUF_STRIDED) < 0)
+        return 0;
+    if (as_rows(&frame->out, &frame->rows) && frame->head.len == HEAD_BYTES && frame->rows.n_values <= scratch_bytes &&
+        frame->skip >= 0 && frame->length >= frame->skip && frame->n_bytes <= frame->length - frame->skip &&
+        frame->n_bytes >= (Py_ssize_t)(HEADER_BYTES + frame->rows.n_values) && (size_t)frame->length <= place_bytes)
+        return 1;
+    PyErr_SetString(PyExc_ValueError, "read_frames: a head has 48 bytes, the frame is longer than a header and half of out's bytes, it lies inside of what is read, that fits into a place, and out is bytes in even rows");
+    return 0;
+}
+
+static const char READS[] = "kvtier.codec._planes.reads";
+
+static PyObject *opened_of(batch_t *batch)
+{
+    PyObject *opened = PyList_New((Py_ssize_t)batch->n);
+    for (size_t i = 0; opened && i < batch->n; i++)
+        PyList_SetItem(opened, (Py_ssize_t)i, PyBool_FromLong(batch->frames[i].opened));
+    return opened;
+}
+
+static PyObject *read_frames(PyObject *module, PyObject *args)
+{
+    unsigned long long state, reset, update, digest;
+    Py_buffer held[2] = {{0}}, *memory = held, *scratch = held + 1;
+    Py_ssize_t n, place_bytes;
+    PyObject *frames, *reads, *opened = NULL;
+    batch_t batch = {0};
+    (void)module;
+    if (!PyArg_ParseTuple(args, "(KKK)KOO!w*nw*p:read_frames", &reset, &update, &digest, &state, &reads, &PyList_Type,
+                          &frames, memory, &place_bytes, scratch, &batch.yields))
+        return NULL;
+    n = PyList_Size(frames);
+    batch.reads = PyCapsule_GetPointer(reads, READS);
+    if (!batch.reads)
+        goto end;
+    if (!(n <= MOST_FRAMES && place_bytes > 0 && memory->len / place_bytes >= 1 && reset && update && digest && state)) {
+        PyErr_SetString(PyExc_ValueError, "read_frames: 16 frames at most, a place or more, and no address is zero");
+        goto end;
+    }
+    for (; batch.n_places < MOST_PLACES && (Py_ssize_t)batch.n_places < memory->len / place_bytes; batch.n_places++)
+        batch.places[batch.n_places] = (uint8_t *)memory->buf + batch.n_places * (size_t)place_bytes;
+    for (; batch.n < (size_t)n; batch.n++)
+        if (!as_wanted(PyList_GetItem(frames, (Py_ssize_t)batch.n), batch.frames + batch.n, (size_t)place_bytes,
+                       (size_t)scratch->len)) {
+            batch.n++; /* what it holds is to be released */
+            goto end;
+        }
+    batch.xxh3 = (xxh3_t){(int (*)(void *))(uintptr_t)reset,
+                          (int (*)(void *, const void *, size_t))(uintptr_t)update,
+                          (hash_t(*)(const void *))(uintptr_t)digest};
+    batch.state = (void *)(uintptr_t)state;
+    batch.scratch = scratch->buf;
+    Py_BEGIN_ALLOW_THREADS
+    open_all(&batch);
+    Py_END_ALLOW_THREADS
+    opened = opened_of(&batch);
+end:
+    for (size_t i = 0; i < batch.n; i++) {
+        release(&batch.frames[i].head, 1);
+        release(&batch.frames[i].out, 1);
+    }
+    release(held, 2);
+    return opened;
+}
+
+static void forget_reads(PyObject *capsule)
+{
+    reads_t *reads = PyCapsule_GetPointer(capsule, READS);
+    Py_BEGIN_ALLOW_THREADS
+    reads_close(reads); /* takes some 20 ms: the kernel waits until no processor can know them any more */
+    Py_END_ALLOW_THREADS
+    PyMem_Free(reads);
+}
+
+static PyObject *new_reads(PyObject *module, PyObject *args)
+{
+    reads_t *reads = PyMem_Malloc(sizeof *reads);
+    PyObject *capsule = NULL;
+    (void)module;
+    (void)args;
+    if (!reads)
+        return PyErr_NoMemory();
+    reads_open(reads, MOST_PLACES);
+    capsule = PyCapsule_New(reads, READS, forget_reads);
+    if (!capsule) {
+        reads_close(reads);
+        PyMem_Free(reads);
+    }
+    return capsule;
 }
 
 static PyMethodDef methods[] = {
@@ -356,14 +521,18 @@ static PyMethodDef methods[] = {
      "join(functions, context, low, section, scratch, out) -> int: out from its low bytes and a zstd frame of the\n"
      "high ones. 0: done; 1: the frame ends early; 2: it holds more; below zero: an error code of zstd's."},
     {"open_frame", open_frame, METH_VARARGS,
-     "open_frame(functions, state, head, (descriptor, offset, skip, n_bytes), memory, scratch, out, yields) -> bool:\n"
-     "whether the frame could be read, begins with this head, has a checksum that agrees, and was decoded into out. If\n"
-     "not, out is undefined, and somebody else is to say why. memory is filled from the file unless descriptor is below\n"
-     "zero. With yields the thread then lets others of its processor run."},
+     "open_frame(functions, state, head, frame, scratch, out) -> bool: whether the frame begins with this head, has a\n"
+     "checksum that agrees, and was decoded into out. If not, out is undefined, and somebody else is to say why."},
+    {"read_frames", read_frames, METH_VARARGS,
+     "read_frames(functions, state, reads, [((descriptor, offset, length, skip, n_bytes, cached), head, out), ...],\n"
+     "memory, place_bytes, scratch, yields) -> [bool, ...]: as open_frame, of frames that are read from their files\n"
+     "first, into places of memory: those that are not cached as many at a time as there are places, while the others are\n"
+     "opened. With yields the thread lets others of its processor run after each. reads is this thread's."},
+    {"new_reads", new_reads, METH_NOARGS, "new_reads() -> reads: what a thread gives to read_frames."},
     {NULL, NULL, 0, NULL},
 };
 
-static int describe(PyObject *module) { return PyModule_AddIntConstant(module, "INTERFACE", 4); }
+static int describe(PyObject *module) { return PyModule_AddIntConstant(module, "INTERFACE", 5); }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)describe}, {0, NULL}};
 

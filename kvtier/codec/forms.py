@@ -25,7 +25,7 @@ from kvtier.codec import entropy
 from kvtier.errors import FrameCorruptError
 
 EXTENSION: Final = "kvtier.codec._planes"
-INTERFACE: Final = 4
+INTERFACE: Final = 5
 """Of the extension; one of another number was left behind by an earlier build."""
 
 _U16: Final = np.dtype("<u2")

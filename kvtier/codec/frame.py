@@ -5,6 +5,7 @@ opened on the way up. The bytes are specified in docs/format.md.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import xxhash
@@ -134,7 +135,7 @@ def open_into(frame: memoryview, out: Chunk, *, key: ChunkKey, guard: Guard = PL
     FrameForeignError, which say what was found and what was expected; what `out` holds is undefined then. Identity,
     lengths and guard are settled before `out` is touched.
     """
-    if opened_at_once(frame, out, key=key, guard=guard):
+    if guard is PLAIN and _opened_at_once(frame, out, key):
         return
     header = verify_frame(frame)
     check_identity(header, key)
@@ -152,27 +153,45 @@ def open_into(frame: memoryview, out: Chunk, *, key: ChunkKey, guard: Guard = PL
 
 
 def opens_at_once(codec: Codec, guard: Guard) -> bool:
-    """Whether frames made like this are what `opened_at_once` knows; the others would be read for nothing."""
+    """Whether frames made like this are what `read_at_once` knows; the others would be read for nothing."""
     return best_opener() is not None and guard is PLAIN and codec.codec_id == BytePlanes.codec_id
 
 
-def opened_at_once(
-    frame: memoryview | FilePages, out: Chunk, *, key: ChunkKey, guard: Guard, yields: bool = False
-) -> bool:
-    """Do what `open_into` does, and the reading too, in one native call; False where that does not go or does not help.
+def read_at_once(wanted: Sequence[tuple[FilePages | None, Chunk, ChunkKey]], *, yields: bool) -> list[bool]:
+    """Read plain frames from their files and do what `open_into` does, in one native call; which of them it did.
 
-    Called on transfer threads, which let others of their processor run afterwards if `yields`. After False what `out`
-    holds is undefined, and `open_into` is to be asked why.
+    Called on transfer threads, with 16 at most; they let others of their processor run after each frame if
+    `yields`. What the chunk of another holds is undefined, and `open_into` is to be asked why. None has no pages.
     """
-    n_payload = (frame.n_bytes if isinstance(frame, FilePages) else len(frame)) - HEADER_BYTES
-    opener, values = best_opener(), in_rows(out)
-    if opener is None or values is None or guard is not PLAIN:
-        return False
-    if not 0 < n_payload < len(out) <= _MAX_RAW_BYTES:  # what did not shrink was stored by another codec
-        return False
+    opener = best_opener()
+    done = [False] * len(wanted)
+    frames = {
+        n: (pages, head, values)
+        for n, (pages, out, key) in enumerate(wanted)
+        if pages is not None and (values := in_rows(out)) is not None and (head := _head_of(pages.n_bytes, out, key))
+    }
+    if opener is not None and frames:
+        for n, opened in zip(frames, opener.read(list(frames.values()), yields=yields), strict=True):
+            done[n] = opened
+    return done
+
+
+def _opened_at_once(frame: memoryview, out: Chunk, key: ChunkKey) -> bool:
+    """Do what `open_into` does with a plain frame, in one native call; False where that does not go.
+
+    After False what `out` holds is undefined, and it is to be found out why.
+    """
+    opener, values, head = best_opener(), in_rows(out), _head_of(len(frame), out, key)
+    return opener is not None and values is not None and head is not None and opener.open(head, frame, values)
+
+
+def _head_of(n_bytes: int, out: Chunk, key: ChunkKey) -> bytes | None:
+    """What a plain frame of byte planes begins with; None where that has another length."""
+    n_payload = n_bytes - HEADER_BYTES
+    if not len(out) // 2 <= n_payload < len(out) <= _MAX_RAW_BYTES:  # what did not shrink was stored by another codec
+        return None
     codec_id, namespace = BytePlanes.codec_id, _padded_namespace(key)
-    head = _HEAD.pack(MAGIC, FORMAT_VERSION, codec_id, PLAIN.flags, len(out), n_payload, namespace, _key_tag(key))
-    return opener(head, frame, values, yields=yields)
+    return _HEAD.pack(MAGIC, FORMAT_VERSION, codec_id, PLAIN.flags, len(out), n_payload, namespace, _key_tag(key))
 
 
 def _payload_at(guard: Guard) -> int:

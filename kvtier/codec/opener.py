@@ -11,21 +11,40 @@ import threading
 import weakref
 from functools import cache
 from importlib import import_module
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kvtier.codec import entropy
 from kvtier.codec.forms import EXTENSION, INTERFACE, Values
+from kvtier.codec.scratch import PageScratch
 from kvtier.types import FilePages
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+PLACES: Final = 3
+"""Frames of a thread that are in memory or on their way there at a time. More of them are further from the processors'
+caches, into which whoever reads for a virtual machine copies them: docs/performance.md, "What a promotion gives"."""
+
+Wanted = tuple[FilePages, bytes, Values]
+"""A frame in a file, what it begins with, and where its values go."""
 
 
 class Opener(Protocol):
-    """Safe on any thread; gives the GIL away once."""
+    """Safe on any thread; gives the GIL away once a call."""
 
-    def __call__(self, head: bytes, frame: memoryview | FilePages, out: Values, /, *, yields: bool = False) -> bool:
+    def open(self, head: bytes, frame: memoryview, out: Values, /) -> bool:
         """Whether `frame` begins with `head`, its checksum agrees, and `out` was filled from it exactly.
 
-        If not, what `out` holds is undefined, unless the checksum does not agree: then `out` is as it was. Blocks for
-        as long as the medium does; if it `yields`, the threads that share its processor run first when it is done.
+        If not, what `out` holds is undefined, unless the checksum does not agree: then `out` is as it was.
+        """
+        ...
+
+    def read(self, frames: Sequence[Wanted], /, *, yields: bool) -> list[bool]:
+        """Of each, as `open`, once it has been read; up to 16, none shorter than a header and half of `out`.
+
+        The disk is asked for several while others are opened. Blocks for as long as it takes; if it `yields`, the
+        threads that share its processor run first after each.
         """
         ...
 
@@ -50,7 +69,7 @@ class _NativeOpener:
     """XXH3 is the one in python-xxhash."""
 
     def __init__(self, extension: Any, xxhash: ctypes.CDLL) -> None:
-        self._open = extension.open_frame
+        self._open, self._read, self._new_reads = extension.open_frame, extension.read_frames, extension.new_reads
         # On x86 it also comes in a form for the very processor: 45 GB/s of what is in its cache, and not 25.
         update = getattr(xxhash, "XXH3_128bits_update_dispatch", xxhash.XXH3_128bits_update)
         self._functions = tuple(
@@ -62,30 +81,39 @@ class _NativeOpener:
         self._free.argtypes = (ctypes.c_void_p,)
         self._of_thread = threading.local()
 
-    def __call__(self, head: bytes, frame: memoryview | FilePages, out: Values, /, *, yields: bool = False) -> bool:
-        if isinstance(frame, FilePages):
-            place, memory = (frame.descriptor, frame.offset, frame.skip, frame.n_bytes), frame.memory
-        else:
-            place, memory = (-1, 0, 0, len(frame)), frame
+    def open(self, head: bytes, frame: memoryview, out: Values, /) -> bool:
+        """See `Opener`."""
         scratch = entropy.scratch((out.nbytes + 1) // 2).data
-        opened: bool = self._open(self._functions, self._state(), head, place, memory, scratch, out, yields)
+        opened: bool = self._open(self._functions, self._mine().state, head, frame, scratch, out)
         return opened
 
-    def _state(self) -> int:
-        """Address of this thread's state of the hash."""
+    def read(self, frames: Sequence[Wanted], /, *, yields: bool) -> list[bool]:
+        """See `Opener`."""
+        mine = self._mine()
+        place_bytes = max(pages.length for pages, _, _ in frames)
+        memory = mine.memory.room(PLACES * place_bytes)
+        scratch = entropy.scratch((max(out.nbytes for _, _, out in frames) + 1) // 2).data
+        opened: list[bool] = self._read(
+            self._functions, mine.state, mine.reads, list(frames), memory, place_bytes, scratch, yields
+        )
+        return opened
+
+    def _mine(self) -> _OfThread:
         try:
-            state: _State = self._of_thread.state
+            mine: _OfThread = self._of_thread.mine
         except AttributeError:
-            state = self._of_thread.state = _State(self._create())
+            mine = self._of_thread.mine = _OfThread(self._create(), self._new_reads())
             # Not at the interpreter's exit as well: a daemon thread may be using it still.
-            weakref.finalize(state, self._free, state.address).atexit = False
-        return state.address
+            weakref.finalize(mine, self._free, mine.state).atexit = False
+        return mine
 
 
-class _State:
-    """Freed with the thread that has it."""
+class _OfThread:
+    """What is not safe to share and costly to make anew for each frame. Freed with the thread that has it."""
 
-    def __init__(self, address: int | None) -> None:
-        if not address:
+    def __init__(self, state: int | None, reads: object) -> None:
+        if not state:
             raise MemoryError
-        self.address = address
+        self.state = state  # of the hash: its address
+        self.reads = reads
+        self.memory = PageScratch()

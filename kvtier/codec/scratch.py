@@ -7,6 +7,8 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
+from kvtier.memory import page_memory
+
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -21,3 +23,16 @@ class Scratch(threading.local):
         if len(self._bytes) < n_bytes:
             self._bytes = np.empty(n_bytes, dtype=np.uint8)
         return self._bytes[:n_bytes]
+
+
+class PageScratch:
+    """The same in whole pages, for the disk to read into; of one thread."""
+
+    def __init__(self) -> None:
+        self._pages = memoryview(b"")
+
+    def room(self, n_bytes: int) -> memoryview:
+        """`n_bytes` from a page's beginning, valid until the next call."""
+        if len(self._pages) < n_bytes:
+            self._pages = page_memory(n_bytes)
+        return self._pages[:n_bytes]

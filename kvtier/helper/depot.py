@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from kvtier.tiers.follow import SharedIndex
     from kvtier.transfer.work import Work
 
-READS_AHEAD: Final = 4
+READS_AHEAD: Final = 2
 """Promotion threads beyond `disk.promote_threads`, at work while others wait for the disk. Not so beside the scheduler
 thread, which each of them takes processor and interpreter from. docs/performance.md, "What a promotion gives"."""
 
@@ -81,7 +81,7 @@ class HelperDepot:
         If the helper dies over it, cannot be started or takes longer than `OPEN_WAIT_S`, this is a tier that is off, of
         the size that was planned, until another helper has opened the store. `report` prints a line; any thread.
         """
-        self._plan = plan
+        self.plan = plan
         self._pool = pool
         self._report = report
         self._numbers = itertools.count()
@@ -114,7 +114,7 @@ class HelperDepot:
             with self._outliving():
                 self._begin_life()
                 self._layout, capacity_bytes = self._open(OPEN_WAIT_S)
-                self._plan = replace(plan, folder=self._layout.folder, capacity_bytes=capacity_bytes)
+                self.plan = replace(plan, folder=self._layout.folder, capacity_bytes=capacity_bytes)
                 self._post_to = self._life
             if self._layout is None:
                 read_manifest(plan.folder)  # a newer build's directory is not for us: its StoreFormatError
@@ -260,7 +260,7 @@ class HelperDepot:
         with self._beginning:
             if self._stopping.is_set():
                 raise StoreError("the disk tier is being stopped")
-            self._life = Life(self._pool, self._plan.folder, handle=self._take, report=self._tell)
+            self._life = Life(self._pool, self.plan.folder, handle=self._take, report=self._tell)
 
     def _take(self, life: Life, message: list[Any]) -> None:
         what = message[0]
@@ -360,12 +360,12 @@ class HelperDepot:
 
     @property
     def _known(self) -> _Layout:
-        plan = self._plan
+        plan = self.plan
         return self._layout or _Layout(plan.folder, 1, plan.capacity_bytes, opened_alone=False, page_bytes=PAGESIZE)
 
     def _open(self, timeout_s: float = float("inf")) -> tuple[_Layout, int]:
         """What the helper has opened, and the capacity that it was given."""
-        plan = asdict(self._plan) | {"folder": str(self._plan.folder), "secret": tuple(self._plan.secret)}
+        plan = asdict(self.plan) | {"folder": str(self.plan.folder), "secret": tuple(self.plan.secret)}
         folder, capacity_bytes, *layout = self._the_life.call("open", plan, timeout_s=timeout_s)
         return _Layout(Path(folder), *layout), capacity_bytes
 
@@ -425,7 +425,7 @@ class HelperDepot:
             return
         life.kill()
         life.wait()
-        at_work = set(itertools.islice(list(self._sent), self._plan.n_readers))
+        at_work = set(itertools.islice(list(self._sent), self.plan.n_at_work))
         for number in list(self._sent):
             # One of the first may be what killed it. The others were not looked at.
             self._promoted(number, Miss.LOAD_FAILED if number in at_work else Miss.GATE)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from kvtier.store.listing import Listing
-from kvtier.types import ChunkKey, FilePages
+from kvtier.types import ChunkKey, UsePages
 
 
 class Store(Protocol):
@@ -59,11 +59,11 @@ class Store(Protocol):
         """
         ...
 
-    def lend(self, shard: int, key: ChunkKey, use: Callable[[FilePages], bool]) -> bool:
-        """Have `use` read a frame's pages by itself, in one call with what it does to them; what it returns.
+    def lend(self, wanted: Sequence[tuple[int, ChunkKey]], use: UsePages) -> list[bool]:
+        """Have `use` read the pages of frames, each of a shard, by itself; what it returns.
 
-        The pages stay what they are until it does. False, and never an exception, for any reason not to: the frame is
-        absent or has no pages of its own, or the medium is sick. `read` knows more.
+        The pages stay what they are until it does. It is given None, and no exception ever, for any reason not to: the
+        frame is absent or has no pages of its own, or the medium is sick. `read` knows more.
         """
         ...
 

@@ -18,12 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from kvtier.memory import page_memory
+
 MAX_OPEN_FILES: Final = 64
 """Shard files that stay open for reading, two descriptors each: LMDB takes three more for each of up to 256 shards, and
 the common limit is 1024."""
 
 _PAGE: Final = mmap.PAGESIZE
-_HUGE_PAGE: Final = 2 << 20
 _NO_DIRECT: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _PROT_NONE: Final = 0
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
@@ -58,7 +59,7 @@ class PageReader:
         self._preadv = preadv
         self._lock = threading.Lock()
         self._open: dict[int, _OpenFile] = {}
-        self._buffers: list[mmap.mmap] = []
+        self._buffers: list[memoryview] = []
 
     def read(self, file: int, offset: int, n_bytes: int) -> PageRun:
         """Bytes `offset` to `offset + n_bytes` of `paths[file]`; the caller closes what it gets.
@@ -69,27 +70,22 @@ class PageReader:
         buffer = self._take_buffer(length)
         try:
             with self._borrowed(file) as opened:
-                self._fill(opened, memoryview(buffer)[:length], offset)
+                self._fill(opened, buffer[:length], offset)
         except BaseException:
             self._buffers.append(buffer)
             raise
         return PageRun(buffer, n_bytes, self._buffers)
 
     @contextmanager
-    def room(self, file: int, offset: int, n_bytes: int) -> Iterator[tuple[int, bool, memoryview]]:
-        """What `read` would read with, for whoever does: a descriptor and memory in whole pages, good for the block.
+    def place(self, file: int, offset: int, n_bytes: int) -> Iterator[tuple[int, int, bool]]:
+        """What `read` would read with, for whoever does: a descriptor, good for the block, and bytes in whole pages.
 
-        Between them: whether the page cache has it all.
-
-        Raises OSError when the file cannot be opened.
+        Third, whether the page cache has them all. Raises OSError when the file cannot be opened.
         """
         length = -(-n_bytes // _PAGE) * _PAGE
-        buffer = self._take_buffer(length)
-        try:
-            with self._borrowed(file) as opened, memoryview(buffer)[:length] as memory:
-                yield *opened.descriptor_for(offset, length), memory
-        finally:
-            self._buffers.append(buffer)
+        with self._borrowed(file) as opened:
+            descriptor, cached = opened.descriptor_for(offset, length)
+            yield descriptor, length, cached
 
     def peek(self, file: int, offset: int, n_bytes: int) -> bytes:
         """A few bytes of a page that is to be in the page cache anyway. OSError when they cannot be read."""
@@ -144,12 +140,12 @@ class PageReader:
             if n % _PAGE:
                 descriptor = opened.buffered  # what remains does not begin on a boundary
 
-    def _take_buffer(self, length: int) -> mmap.mmap:
+    def _take_buffer(self, length: int) -> memoryview:
         try:
             buffer = self._buffers.pop()
         except IndexError:
-            return _new_buffer(length)
-        return buffer if len(buffer) >= length else _new_buffer(length)
+            return page_memory(length)
+        return buffer if len(buffer) >= length else page_memory(length)
 
     @contextmanager
     def _borrowed(self, file: int) -> Iterator[_OpenFile]:
@@ -174,10 +170,10 @@ class PageRun:
 
     __slots__ = ("_buffer", "_spare", "view")
 
-    def __init__(self, buffer: mmap.mmap, n_bytes: int, spare: list[mmap.mmap]) -> None:
+    def __init__(self, buffer: memoryview, n_bytes: int, spare: list[memoryview]) -> None:
         self._buffer = buffer
         self._spare = spare
-        self.view = memoryview(buffer)[:n_bytes].toreadonly()
+        self.view = buffer[:n_bytes].toreadonly()
 
     def close(self) -> None:
         """Keep the memory for another read. The caller has released what it cut from `view`."""
@@ -225,16 +221,3 @@ class _OpenFile:
         if self.direct >= 0:
             os.close(self.direct)
         os.close(self.buffered)
-
-
-def _new_buffer(n_bytes: int) -> mmap.mmap:
-    """Whole pages, as direct reads want them; private, or each page would be one of a shared memory file.
-
-    Huge ones where the system has any: the disk is then given one piece of memory and not hundreds, and two threads
-    read 1.4 times as fast.
-    """
-    length = -(-n_bytes // _HUGE_PAGE) * _HUGE_PAGE
-    buffer = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without huge pages
-        buffer.madvise(mmap.MADV_HUGEPAGE)
-    return buffer

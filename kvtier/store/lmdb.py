@@ -31,7 +31,7 @@ from kvtier.store.manifest import MANIFEST, Manifest, check_capacity, pid_namesp
 from kvtier.store.private import DirectoryLock, create_file, secure_directory
 from kvtier.store.shard import DATABASES, INDEX, LOG, Shard, explain, open_env
 from kvtier.store.write_behind import WriteBehind, fits_page_cache
-from kvtier.types import ChunkKey, FilePages
+from kvtier.types import ChunkKey, FilePages, UsePages
 
 SHARD_MAP_BYTES: Final = 512 << 20
 """Shards are this long or up to twice that. Writing under churn with random victims, one thread, flat over six times
@@ -235,22 +235,32 @@ class LmdbStore:
         opened = self._shards[shard]
         return Borrowed(opened, key, lambda entry: opened.read_pages(self._reader, shard, entry))
 
-    def lend(self, shard: int, key: ChunkKey, use: Callable[[FilePages], bool]) -> bool:
+    def lend(self, wanted: Sequence[tuple[int, ChunkKey]], use: UsePages) -> list[bool]:
         """As `Store` says."""
+        with ExitStack() as until_used:
+            txns: dict[int, lmdb.Transaction | None] = {}
+            return use([self._lent(shard, key, txns, until_used) for shard, key in wanted])
+
+    def _lent(
+        self, shard: int, key: ChunkKey, txns: dict[int, lmdb.Transaction | None], until_used: ExitStack
+    ) -> FilePages | None:
+        """Where a frame lies as long as `until_used` is open; `txns` has those of the shards that were looked at."""
         opened = self._shards[shard]
         try:
-            txn = opened.begin()
-            try:
-                entry = opened.find(txn, key)
-                if not isinstance(entry, Entry):
-                    return False
-                offset, n_bytes = entry.page * self.page_bytes, PAGE_HEADER_BYTES + entry.n_bytes
-                with self._reader.room(shard, offset, n_bytes) as (descriptor, cached, memory):
-                    return use(FilePages(descriptor, offset, memory, PAGE_HEADER_BYTES, entry.n_bytes, cached))
-            finally:
-                txn.abort()
+            if shard not in txns:
+                txns[shard] = None
+                txns[shard] = txn = opened.begin()
+                until_used.callback(txn.abort)
+            if (txn_of_shard := txns[shard]) is None:
+                return None
+            entry = opened.find(txn_of_shard, key)
+            if not isinstance(entry, Entry):
+                return None
+            offset, n_bytes = entry.page * self.page_bytes, PAGE_HEADER_BYTES + entry.n_bytes
+            descriptor, length, cached = until_used.enter_context(self._reader.place(shard, offset, n_bytes))
         except (StoreError, OSError):
-            return False
+            return None
+        return FilePages(descriptor, offset, length, PAGE_HEADER_BYTES, entry.n_bytes, cached)
 
     def erase_deleted(self) -> int:
         """Make unreadable, on the medium too, whatever deleted or replaced frames left behind; bytes that held any.

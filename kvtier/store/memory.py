@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 from kvtier.errors import StoreFullError
 from kvtier.store.base import Change, News
 from kvtier.store.listing import Listing, listings_of
-from kvtier.types import ChunkKey, FilePages, Record
+from kvtier.types import ChunkKey, Record, UsePages
 
 
 class _Kept(NamedTuple):
@@ -122,9 +122,9 @@ class MemoryStore:
         with memoryview(kept.frame) as frame:
             yield frame
 
-    def lend(self, _shard: int, _key: ChunkKey, _use: Callable[[FilePages], bool], /) -> bool:
+    def lend(self, wanted: Sequence[tuple[int, ChunkKey]], use: UsePages) -> list[bool]:
         """There are no files."""
-        return False
+        return use([None] * len(wanted))
 
     def sync(self) -> None:
         """Nothing survives a power loss here."""

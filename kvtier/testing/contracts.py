@@ -19,7 +19,6 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,7 @@ from hypothesis import strategies as st
 from kvtier.codec.base import Codec
 from kvtier.codec.pieces import Pieces, decode_chunk, encode_chunk
 from kvtier.errors import FrameCorruptError, StoreFullError
+from kvtier.memory import page_memory
 from kvtier.store.base import Store
 from kvtier.store.listing import records_of
 from kvtier.types import ChunkKey, FilePages
@@ -72,18 +72,31 @@ class StoreContract:
 
     def test_what_is_lent_is_what_is_read(self, store: Store) -> None:
         n_bytes = 100_000
-        put(store, 0, {key_of(n): frame_of(n, n_bytes + n) for n in range(3)})
-        seen: dict[int, bytes] = {}
+        for shard in (0, 1):
+            put(store, shard, {key_of(n): frame_of(n, n_bytes + n) for n in range(shard, 4, 2)})
+        wanted = [(1, key_of(1)), (0, key_of(2)), (0, key_of(9)), (0, key_of(1)), (1, key_of(3)), (0, key_of(0))]
+        seen: list[bytes | None] = []
 
-        def use(number: int, pages: FilePages) -> bool:
-            n_read = os.preadv(pages.descriptor, [pages.memory], pages.offset)
-            assert n_read == len(pages.memory)
-            seen[number] = bytes(pages.memory[pages.skip : pages.skip + pages.n_bytes])
-            return number != 1
+        def use(frames: Sequence[FilePages | None]) -> list[bool]:
+            seen.extend(None if pages is None else _read_from(pages) for pages in frames)
+            return [True, False, True, True, False, False]
 
-        lent = {number: store.lend(0, key_of(number), partial(use, number)) for number in range(4)}
-        assert seen in ({}, {number: frame_of(number, n_bytes + number) for number in range(3)})
-        assert lent == {number: number in seen and number != 1 for number in range(4)}
+        assert store.lend(wanted, use) == [True, False, True, True, False, False]
+        there = {(shard, key_of(n)): frame_of(n, n_bytes + n) for shard in (0, 1) for n in range(shard, 4, 2)}
+        assert seen in ([None] * len(wanted), [there.get(place) for place in wanted])
+
+    def test_what_is_lent_stays_what_it_is_until_it_was_used(self, store: Store) -> None:
+        put(store, 0, {key_of(0): frame_of(0, 100_000)})
+        seen: list[bytes | None] = []
+
+        def use(frames: Sequence[FilePages | None]) -> list[bool]:
+            for n in range(1, 4):  # room is used again a transaction after it was given back, at the earliest
+                store.write(0, [(key_of(n), memoryview(frame_of(n, 100_000)))], [key_of(n - 1)])
+            seen.extend(None if pages is None else _read_from(pages) for pages in frames)
+            return [True]
+
+        assert store.lend([(0, key_of(0))], use) == [True]
+        assert seen in ([None], [frame_of(0, 100_000)])
 
     def test_an_absent_key_reads_as_none(self, store: Store) -> None:
         assert read(store, 0, key_of(1)) is None
@@ -262,6 +275,12 @@ class StoreContract:
             assert all(read(again, 0, key_of(n)) == frame_of(n, 3000 * n) for n in range(1, 20) if n != 7)
         finally:
             again.close()
+
+
+def _read_from(pages: FilePages) -> bytes:
+    memory = page_memory(pages.length)[: pages.length]
+    assert os.preadv(pages.descriptor, [memory], pages.offset) == pages.length
+    return bytes(memory[pages.skip : pages.skip + pages.n_bytes])
 
 
 def read(store: Store, shard: int, key: ChunkKey) -> bytes | None:

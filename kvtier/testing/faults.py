@@ -12,7 +12,7 @@ from typing import Literal
 
 from kvtier.store.base import News, SharedStore
 from kvtier.store.listing import Listing
-from kvtier.types import ChunkKey, FilePages
+from kvtier.types import ChunkKey, UsePages
 
 Method = Literal["scan", "write", "read", "sync"]
 
@@ -108,11 +108,11 @@ class FaultyStore:
                 with memoryview(fault.change(bytes(frame))) as changed:
                     yield changed
 
-    def lend(self, shard: int, key: ChunkKey, use: Callable[[FilePages], bool]) -> bool:
+    def lend(self, wanted: Sequence[tuple[int, ChunkKey]], use: UsePages) -> list[bool]:
         with self._lock:
             if any(fault.method == "read" for fault, _ in self._faults):
-                return False  # then all of them pass through `read`
-        return self.inner.lend(shard, key, use)
+                return use([None] * len(wanted))  # so that all of them pass through `read`
+        return self.inner.lend(wanted, use)
 
     @property
     def opened_alone(self) -> bool:

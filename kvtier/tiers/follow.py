@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kvtier.store.base import SharedStore
     from kvtier.store.listing import Listing
     from kvtier.tiers.disk import DiskTier
-    from kvtier.types import ChunkKey, FilePages
+    from kvtier.types import ChunkKey, UsePages
 
 FOLLOW_EVERY_S = 1.0
 """How old this process's knowledge of what others wrote may be. A look at 256 unchanged shards takes 0.2 ms."""
@@ -194,9 +194,9 @@ class Follower:
         """As the store's."""
         return self._store.read(shard, key)
 
-    def lend(self, shard: int, key: ChunkKey, use: Callable[[FilePages], bool]) -> bool:
+    def lend(self, wanted: Sequence[tuple[int, ChunkKey]], use: UsePages) -> list[bool]:
         """As the store's."""
-        return self._store.lend(shard, key, use)
+        return self._store.lend(wanted, use)
 
     def sync(self) -> None:
         """As the store's."""

@@ -1,6 +1,6 @@
 """Mover: the threads that carry chunks between host slots and the store, sealing them down and opening them up.
 
-Promotions begin in the order in which they were asked for, head first along a chain, a thread each. One thread
+Promotions begin in the order in which they were asked for, head first along a chain, a few to a thread. One thread
 spills, deletes and syncs; another helps it to seal a round's chunks and to write them to several shards. Both give way
 to promotions.
 """
@@ -13,9 +13,10 @@ import queue
 import threading
 import time
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from kvtier.codec.frame import frame_bound, open_into, opened_at_once, opens_at_once, seal_into
+from kvtier.codec.frame import frame_bound, open_into, opens_at_once, read_at_once, seal_into
 from kvtier.codec.guard import PLAIN
 from kvtier.errors import FrameCorruptError, FrameForeignError, StoreError, StoreFullError
 from kvtier.transfer.batch import Workers, in_parallel
@@ -25,7 +26,7 @@ from kvtier.transfer.promotion_queue import PromotionQueue
 from kvtier.types import Miss, chunk_hash_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from kvtier.codec.base import Codec
     from kvtier.codec.guard import Guard
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from kvtier.transfer.slots import Slots
     from kvtier.transfer.work import Work
     from kvtier.types import ChunkKey, FilePages
+
+PROMOTIONS_AT_ONCE = 4
+"""Chunks that a thread promotes together: it takes the interpreter once for them, and the disk is at work on some while
+others are opened. docs/performance.md, "What a promotion gives"."""
 
 SPILL_BATCH = 8
 """Frames per round of the spill thread: for each of SPILL_THREADS as many as DiskTier places in one shard."""
@@ -74,12 +79,11 @@ class Mover:
     ) -> None:
         """Move between `slots` and `store`; `guard` protects what goes there and judges what comes from there.
 
-        So many promotions as `n_promote_threads` are under way at once, and another for each that waits for the disk,
-        up to `n_reads_ahead` more. `poll_s` is how often dirty chunks are looked over for write-behind. Threads run
-        behind others of the machine if `steps_back` says so; not where one that must not wait for them has the same
-        process: while they hold a lock that it wants, it would run behind others as well. `report` prints one line for
-        the operator; any thread may call it. `clock` gives seconds, the same as what `start` is given to tell the
-        engine's last call.
+        `n_promote_threads` promote, and `n_reads_ahead` more for the time that those wait for the disk. `poll_s` is how
+        often dirty chunks are looked over for write-behind. Threads run behind others of the machine if `steps_back`
+        says so; not where one that must not wait for them has the same process: while they hold a lock that it wants,
+        it would run behind others as well. `report` prints one line for the operator; any thread may call it. `clock`
+        gives seconds, the same as what `start` is given to tell the engine's last call.
         """
         self._slots = slots
         self._store = store
@@ -95,7 +99,8 @@ class Mover:
         self._report = report
         self._clock = clock
         self._work: Work | None = None
-        self._promotions = PromotionQueue(n_promote_threads)
+        n_threads = n_promote_threads + n_reads_ahead
+        self._promotions = PromotionQueue(n_threads, PROMOTIONS_AT_ONCE if self._at_once else 1)
         self._loads, self._borrowed = LoadsFirst(), LoadsFirst()  # all of them; those on threads of others
         self._deletes: queue.SimpleQueue[tuple[int, ChunkKey]] = queue.SimpleQueue()
         self._wake = threading.Event()
@@ -112,7 +117,7 @@ class Mover:
         self._synced_s = self._clock()
         self._threads = [
             threading.Thread(target=self._promote_loop, name=f"kvtier-promote-{i}", daemon=True)
-            for i in range(n_promote_threads + n_reads_ahead)
+            for i in range(n_threads)
         ]
         self._threads.append(threading.Thread(target=self._spill_loop, name="kvtier-spill", daemon=True))
 
@@ -170,7 +175,7 @@ class Mover:
         self._stopping = True
         self._wake.set()
         self._spill_helpers.stop()  # the spill thread does by itself what they do not take any more
-        self._promotions.close(len(self._threads))
+        self._promotions.close()
         give_up_s = time.monotonic() + STOP_TIMEOUT_S
         threads = [*self._threads, *self._spill_helpers.threads]
         for thread in threads:
@@ -182,13 +187,37 @@ class Mover:
 
     def _promote_loop(self) -> None:
         self._step_back(PROMOTE_NICENESS)
-        for job in self._promotions.jobs():
+        while jobs := self._promotions.take():
             try:
-                self._the_work.promoted(job, self._outcome(partial(self._promote, job)))
-            except Exception as error:  # noqa: BLE001 - the thread must outlive any surprise
-                self._tell(f"ending a promotion failed unexpectedly: {error!r}")
-            finally:
-                self._loads.ended()
+                opened = self._read_at_once(jobs)
+            except Exception as error:  # noqa: BLE001 - one by one they may do
+                self._tell(f"promoting together failed unexpectedly: {error!r}")
+                opened = [False] * len(jobs)
+            for job, is_open in sorted(zip(jobs, opened, strict=True), key=itemgetter(1), reverse=True):
+                try:
+                    failure = None if is_open else self._outcome(partial(self._promote, job))
+                    self._the_work.promoted(job, failure)
+                except Exception as error:  # noqa: BLE001 - the thread must outlive any surprise
+                    self._tell(f"ending a promotion failed unexpectedly: {error!r}")
+                finally:
+                    self._loads.ended()
+
+    def _read_at_once(self, jobs: Sequence[Promotion]) -> list[bool]:
+        """Which of them are in their slots now. The others are to be promoted one by one."""
+        if not (self._at_once and self._may_read):
+            return [False] * len(jobs)
+
+        def read(frames: Sequence[FilePages | None]) -> list[bool]:
+            wanted = [
+                (pages, self._slots[job.resident.slot], job.resident.key)
+                for pages, job in zip(frames, jobs, strict=True)
+            ]
+            return read_at_once(wanted, yields=self._yields)
+
+        opened = self._store.lend([(job.frame.shard, job.resident.key) for job in jobs], read)
+        if any(opened):
+            self._reads_ok()
+        return opened
 
     def _outcome(self, load: Callable[[], Miss | None]) -> Miss | None:
         try:
@@ -198,18 +227,8 @@ class Mover:
             return Miss.LOAD_FAILED
 
     def _promote(self, job: Promotion) -> Miss | None:
-        shard, key, slot, guard = job.frame.shard, job.resident.key, self._slots[job.resident.slot], self._guard
-
-        def open_at_once(pages: FilePages) -> bool:
-            if not pages.cached:
-                self._promotions.give_place()
-            return opened_at_once(pages, slot, key=key, guard=guard, yields=self._yields)
-
-        if self._at_once and self._may_read and self._store.lend(shard, key, open_at_once):
-            self._reads_ok()
-            return None
-        self._promotions.give_place()
-        return self._read(shard, key, partial(open_into, out=slot, key=key, guard=guard))
+        key, slot = job.resident.key, self._slots[job.resident.slot]
+        return self._read(job.frame.shard, key, partial(open_into, out=slot, key=key, guard=self._guard))
 
     def _read(self, shard: int, key: ChunkKey, use: Callable[[memoryview], None]) -> Miss | None:
         if not self._may_read:

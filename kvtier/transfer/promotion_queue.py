@@ -1,57 +1,45 @@
-"""PromotionQueue: what promotion threads take their work from, and how many of them may be at it."""
+"""PromotionQueue: what promotion threads take their work from, several jobs at a time."""
 
 from __future__ import annotations
 
-import threading
-from queue import SimpleQueue
+import queue
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from kvtier.residency import Promotion
 
 
 class PromotionQueue:
-    """Jobs in the order in which they came, for threads that have one of `n_places`.
+    """Jobs in the order in which they came. Takes no lock of its own; any thread."""
 
-    A thread that is about to wait for a disk gives its place to another. More threads than that are only in each
-    other's way, and in that of the engine's scheduler thread: each that sleeps and wakes is owed processor time, which
-    Linux takes from whoever shares a processor with it (ADR 0004).
-    """
-
-    def __init__(self, n_places: int) -> None:
-        self._jobs: SimpleQueue[Promotion | None] = SimpleQueue()
-        self._places: SimpleQueue[None] = SimpleQueue()
-        self._thread = threading.local()
+    def __init__(self, n_threads: int, most: int) -> None:
+        """For so many threads, which take `most` jobs at a time."""
+        self._jobs: queue.SimpleQueue[Promotion | None] = queue.SimpleQueue()
+        self._n_threads = n_threads
+        self._most = most
         self._closed = False
-        for _ in range(n_places):
-            self._places.put(None)
 
     def put(self, job: Promotion) -> None:
-        """Any thread, the scheduler's too: takes no lock."""
+        """Never blocks."""
         self._jobs.put(job)
 
-    def jobs(self) -> Iterator[Promotion]:
-        """For one of the threads: its next job, when there is one and a place for it. Ends when the queue is closed."""
-        while True:
-            self._places.get()
-            self._thread.has_place = True
-            while self._thread.has_place:
-                job = self._jobs.get()
-                if job is None or self._closed:
-                    return
-                yield job
+    def take(self) -> list[Promotion]:
+        """The next jobs, once there are any: as many as leave the other threads their share. None once it is closed."""
+        jobs: list[Promotion] = []
+        n = 1
+        while len(jobs) < n:
+            try:
+                job = self._jobs.get(block=not jobs)
+            except queue.Empty:
+                break
+            if job is None or self._closed:
+                return []
+            jobs.append(job)
+            n = min(self._most, 1 + self._jobs.qsize() // self._n_threads) if len(jobs) == 1 else n
+        return jobs
 
-    def give_place(self) -> None:
-        """Called by a thread that will wait for a disk now. It goes on with its job, and gets a place for the next."""
-        if self._thread.has_place:
-            self._thread.has_place = False
-            self._places.put(None)
-
-    def close(self, n_threads: int) -> None:
-        """No job is begun any more, and so many threads end."""
+    def close(self) -> None:
+        """No job is begun any more, and all threads end."""
         self._closed = True
-        for _ in range(n_threads):
-            self._places.put(None)
+        for _ in range(self._n_threads):
             self._jobs.put(None)

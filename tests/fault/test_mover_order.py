@@ -2,9 +2,10 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,8 +15,9 @@ from kvtier.testing.faults import Fault
 from kvtier.tiers.disk import TOGETHER
 from kvtier.transfer import mover as mover_module
 from kvtier.transfer import precedence
-from kvtier.types import ChunkKey, FilePages, Lookup
-from tests.rigs.mover import FRAME_BYTES, PATIENCE_S, Rig, keys, until
+from kvtier.transfer.mover import PROMOTIONS_AT_ONCE
+from kvtier.types import ChunkKey, Lookup
+from tests.rigs.mover import FRAME_BYTES, PATIENCE_S, Rig, content, keys, until
 
 TWO_WRITES = "abcdefghijklmnop"[: 2 * TOGETHER]
 """Chunks of a round that goes to two shards."""
@@ -50,11 +52,8 @@ def test_the_chunks_of_a_chain_are_read_head_first():
     rig.mover.stop()
 
 
-@pytest.mark.parametrize(
-    ("n_promote_threads", "n_reads_ahead"), [(6, 0), (1, 5)], ids=["each has a place", "each leaves its place"]
-)
-def test_chunks_of_a_chain_are_read_in_parallel(n_promote_threads: int, n_reads_ahead: int):
-    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=n_promote_threads, n_reads_ahead=n_reads_ahead)
+def test_chunks_of_a_chain_are_read_in_parallel():
+    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=1, n_reads_ahead=5)
     rig.stored_and_evicted("abcdef")
     together = threading.Barrier(6)
     rig.store._sleep = lambda _: together.wait(PATIENCE_S)
@@ -63,62 +62,80 @@ def test_chunks_of_a_chain_are_read_in_parallel(n_promote_threads: int, n_reads_
     rig.mover.stop()
 
 
-class Lending(MemoryStore):
-    """Has pages to lend, in the page cache or not, in which nothing is."""
-
-    def __init__(self, *, cached: bool) -> None:
-        super().__init__(1, 40 * FRAME_BYTES)
-        self._cached = cached
-
-    def lend(self, _shard: int, _key: ChunkKey, use: Callable[[FilePages], bool], /) -> bool:
-        return use(FilePages(-1, 0, memoryview(b""), 0, 0, self._cached))
-
-
-@pytest.mark.parametrize(("cached", "n_at_once"), [(True, 1), (False, 3)])
-def test_what_the_page_cache_has_is_opened_by_no_more_threads_than_were_asked_for(
-    monkeypatch: pytest.MonkeyPatch, *, cached: bool, n_at_once: int
-):
-    begun, go_on = [], threading.Event()
-
-    def opened(_pages: FilePages, _slot: memoryview, *, key: ChunkKey, **_: object) -> bool:
-        begun.append(key)
-        go_on.wait(PATIENCE_S)
-        return False
-
+@pytest.fixture
+def read_at_once(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """In place of the function of that name; opens nothing until it is told to."""
+    stand_in = Mock(side_effect=lambda wanted, **_: [False] * len(wanted))
     monkeypatch.setattr(mover_module, "opens_at_once", lambda *_: True)
-    monkeypatch.setattr(mover_module, "opened_at_once", opened)
-    rig = Rig(Lending(cached=cached), n_promote_threads=1, n_reads_ahead=2)
-    rig.stored_and_evicted("abcdef")
+    monkeypatch.setattr(mover_module, "read_at_once", stand_in)
+    return stand_in
+
+
+def test_a_thread_opens_several_chunks_together_in_their_order(read_at_once: Mock):
+    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=1)
+    rig.stored_and_evicted("abcdefg")
+    busy, go_on = threading.Event(), threading.Event()
+    together: list[list[ChunkKey]] = []
+
+    def opened(wanted: Sequence[tuple[object, memoryview, ChunkKey]], **_: object) -> list[bool]:
+        together.append([k for _, _, k in wanted])
+        for _, slot, k in wanted:
+            slot[:] = content(k)
+        busy.set()
+        go_on.wait(PATIENCE_S)
+        return [True] * len(wanted)
+
+    read_at_once.side_effect = opened
     chain = rig.cache.open_chain()
-    assert [rig.cache.lookup(chain, k) for k in keys("abcdef")] == [Lookup.PENDING] * 6
-    until(lambda: len(begun) == n_at_once)
-    assert not go_on.wait(0.05)
-    assert len(begun) == n_at_once
+    rig.cache.lookup(chain, keys("a")[0])
+    assert busy.wait(PATIENCE_S)
+    for k in keys("bcdefg"):
+        rig.cache.lookup(chain, k)
     go_on.set()
-    until(lambda: rig.stats.promoted_chunks == 6)
+    rig.request("abcdefg")
+    n = 1 + PROMOTIONS_AT_ONCE
+    assert together == [keys("a"), keys("abcdefg")[1:n], keys("abcdefg")[n:]]
+    rig.mover.stop()
+
+
+def test_what_was_opened_together_is_told_before_what_was_not_is_read(read_at_once: Mock):
+    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=1)
+    rig.stored_and_evicted("abcd")
+    read_at_once.side_effect = lambda wanted, **_: [k != keys("a")[0] for _, _, k in wanted]
+    go_on = threading.Event()
+    rig.store._sleep = lambda _: go_on.wait(PATIENCE_S)
+    rig.store.inject(Fault(method="read", slow_s=1.0))
+    chain = rig.cache.open_chain()
+    for k in reversed(keys("abcd")):  # the last of them may come after the thread has begun
+        rig.cache.lookup(chain, k)
+    until(lambda: rig.stats.promoted_chunks == 3)
+    go_on.set()
+    until(lambda: rig.stats.promoted_chunks == 4)
+    rig.mover.stop()
+
+
+def test_chunks_that_cannot_be_opened_together_are_promoted_one_by_one(read_at_once: Mock):
+    read_at_once.side_effect = RuntimeError("a surprise")
+    rig = Rig(MemoryStore(1, 40 * FRAME_BYTES))
+    rig.stored_and_evicted("abcdef")
+    assert rig.request("abcdef").sources.keys() == set(keys("abcdef"))
+    assert rig.stats.load_errors == 0
+    assert any("a surprise" in report for report in rig.reports)
     rig.mover.stop()
 
 
 @pytest.mark.parametrize("idle", [True, False])
-def test_a_thread_lets_others_run_after_each_chunk_if_it_is_idle_class(monkeypatch: pytest.MonkeyPatch, *, idle: bool):
-    yielded = []
-
-    def opened(*_: object, yields: bool, **__: object) -> bool:
-        yielded.append(yields)
-        return False
-
+def test_a_thread_lets_others_run_after_each_chunk_if_it_is_idle_class(read_at_once: Mock, *, idle: bool):
     def make_rig() -> Rig:
         if idle:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        return Rig(Lending(cached=True))
+        return Rig(MemoryStore(1, 40 * FRAME_BYTES))
 
-    monkeypatch.setattr(mover_module, "opens_at_once", lambda *_: True)
-    monkeypatch.setattr(mover_module, "opened_at_once", opened)
     with ThreadPoolExecutor(1) as maker:
         rig = maker.submit(make_rig).result()
     rig.stored_and_evicted("ab")
     rig.request("ab")
-    assert yielded == [idle] * 2
+    assert {call.kwargs["yields"] for call in read_at_once.call_args_list} == {idle}
     rig.mover.stop()
 
 

@@ -25,9 +25,9 @@ def native_form() -> forms.Form:
     return forms.native_form(_extension())
 
 
-def opener() -> Opener:
-    """As `native_form`."""
-    return native_opener(_extension())
+def opener(*flags: str) -> Opener:
+    """As `native_form`; the compiler is given `flags` as well."""
+    return native_opener(_extension(*flags))
 
 
 def literals(frames: Iterable[tuple[bytes, int]]) -> Iterator[bytes | None]:
@@ -47,9 +47,9 @@ def literals(frames: Iterable[tuple[bytes, int]]) -> Iterator[bytes | None]:
 
 
 @cache
-def _extension() -> Any:
-    flags = ("-O3", "-shared", "-fPIC", "-I", sysconfig.get_path("include"))
-    library = _compiled("_planes.abi3.so", flags, _FOLDER / "_planes.c")
+def _extension(*extra: str) -> Any:
+    flags = ("-O3", "-shared", "-fPIC", "-I", sysconfig.get_path("include"), *extra)
+    library = _compiled("".join(("_planes", *extra, ".abi3.so")), flags, _FOLDER / "_planes.c", _FOLDER / "_reads.c")
     spec = importlib.util.spec_from_file_location("_planes", library)
     assert spec is not None
     assert spec.loader is not None
@@ -59,11 +59,11 @@ def _extension() -> Any:
 
 
 @cache
-def _compiled(name: str, flags: tuple[str, ...], source: Path) -> Path:
+def _compiled(name: str, flags: tuple[str, ...], *sources: Path) -> Path:
     path = Path(_folder.name) / name
     compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
     strict = ["-std=c11", "-Wall", "-Wextra", "-Werror"]
-    command = [*compiler, *strict, *flags, source, _FOLDER / "_literals.c", "-o", path]
+    command = [*compiler, *strict, *flags, *sources, _FOLDER / "_literals.c", "-o", path]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:

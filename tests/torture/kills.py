@@ -10,7 +10,7 @@ import random
 import signal
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from kvtier.errors import FrameError
 from kvtier.store.base import News, SharedStore
 from kvtier.store.listing import Listing, records_of
 from kvtier.store.lmdb import LmdbStore
-from kvtier.types import ChunkKey, FilePages
+from kvtier.types import ChunkKey, UsePages
 from tests.torture.engine import CHUNK_BYTES, MIB, SHARD_BYTES, Engine, content, traffic
 from tests.torture.scenario import Row, Setting, in_child, timed
 
@@ -147,8 +147,8 @@ class Journal:
     def read(self, shard: int, key: ChunkKey) -> AbstractContextManager[memoryview | None]:
         return self._inner.read(shard, key)
 
-    def lend(self, shard: int, key: ChunkKey, use: Callable[[FilePages], bool]) -> bool:
-        return self._inner.lend(shard, key, use)
+    def lend(self, wanted: Sequence[tuple[int, ChunkKey]], use: UsePages) -> list[bool]:
+        return self._inner.lend(wanted, use)
 
     @property
     def opened_alone(self) -> bool:

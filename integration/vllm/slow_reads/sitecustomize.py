@@ -2,30 +2,31 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from kvtier.store.lmdb import LmdbStore
 from kvtier.transfer import mover
-from kvtier.types import ChunkKey, FilePages
+from kvtier.types import ChunkKey
+
+_read, _read_at_once = LmdbStore.read, mover.read_at_once
 
 
-def _slowly(read: Callable[..., Any]) -> Callable[..., Any]:
-    def slow(*arguments: Any, **named: Any) -> Any:
-        time.sleep(float(Path(os.environ["KVTIER_TEST_READ_DELAY"]).read_text()))
-        return read(*arguments, **named)
-
-    return slow
+def _wait(n_frames: int) -> None:
+    time.sleep(n_frames * float(Path(os.environ["KVTIER_TEST_READ_DELAY"]).read_text()))
 
 
-LmdbStore.read = _slowly(LmdbStore.read)  # type: ignore[method-assign]
-_lend = LmdbStore.lend
+def _read_slowly(self: LmdbStore, shard: int, key: ChunkKey) -> AbstractContextManager[memoryview | None]:
+    _wait(1)
+    return _read(self, shard, key)
 
 
-def _lend_as_if_not_cached(self: LmdbStore, shard: int, key: ChunkKey, use: Callable[[FilePages], bool]) -> bool:
-    return _lend(self, shard, key, lambda pages: use(pages._replace(cached=False)))
+def _read_slowly_at_once(wanted: Sequence[Any], *, yields: bool) -> list[bool]:
+    _wait(len(wanted))
+    return _read_at_once(wanted, yields=yields)
 
 
-LmdbStore.lend = _lend_as_if_not_cached  # type: ignore[method-assign]
-mover.opened_at_once = _slowly(mover.opened_at_once)
+LmdbStore.read = _read_slowly  # type: ignore[method-assign]
+mover.read_at_once = _read_slowly_at_once

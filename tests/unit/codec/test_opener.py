@@ -19,7 +19,7 @@ from kvtier.codec.planes import BytePlanes
 from kvtier.codec.raw import Raw
 from kvtier.codec.zstd import ProbedZstd
 from kvtier.errors import FrameCorruptError, FrameForeignError
-from kvtier.types import ChunkKey, FilePages
+from kvtier.types import ChunkKey
 from tests.rigs import native
 
 KEY, OTHER_KEY = ChunkKey(bytes(range(56))), ChunkKey(bytes(range(1, 57)))
@@ -61,13 +61,6 @@ def test_a_plain_frame_is_opened_at_once():
 
 
 @pytest.mark.usefixtures("no_long_way")
-def test_a_frame_comes_out_the_same_on_a_thread_that_lets_others_run():
-    out = bytearray(len(CHUNK))
-    assert frames.opened_at_once(memoryview(sealed()), memoryview(out), key=KEY, guard=PLAIN, yields=True)
-    assert out == CHUNK
-
-
-@pytest.mark.usefixtures("no_long_way")
 def test_a_plain_frame_is_opened_at_once_where_an_engine_has_its_chunk_in_pieces():
     room = np.zeros((10, 2, 1000), np.uint8)
     first = room.ctypes.data
@@ -103,7 +96,7 @@ def test_a_frame_of_which_a_bit_has_changed_is_refused_before_anything_is_touche
     frame, out = sealed(), bytearray(len(CHUNK))
     head = bytes(frame[:HEAD_BYTES])
     frame[at] ^= 1
-    assert not opener(head, memoryview(frame), memoryview(out))
+    assert not opener.open(head, memoryview(frame), memoryview(out))
     assert not any(out)
 
 
@@ -169,20 +162,11 @@ def test_a_section_that_declares_another_length_is_corrupt_though_it_decodes():
         open_into(memoryview(frame), memoryview(bytearray(len(CHUNK))), key=KEY)
 
 
-def test_a_chunk_that_did_not_shrink_is_not_read_for_nothing(monkeypatch: pytest.MonkeyPatch):
-    def asked(*_: object) -> bool:
-        raise AssertionError("read")
-
-    monkeypatch.setattr(frames, "best_opener", lambda: asked)
-    pages = FilePages(-1, 0, memoryview(bytearray(8192)), 16, HEADER_BYTES + 4096, cached=True)
-    assert not frames.opened_at_once(pages, memoryview(bytearray(4096)), key=KEY, guard=PLAIN)
-
-
 def test_arguments_that_do_not_fit_are_an_error(opener: Opener):
     with pytest.raises(ValueError, match="48 bytes"):
-        opener(bytes(47), memoryview(sealed()), memoryview(bytearray(len(CHUNK))))
+        opener.open(bytes(47), memoryview(sealed()), memoryview(bytearray(len(CHUNK))))
     with pytest.raises(ValueError, match="even rows"):
-        opener(bytes(48), memoryview(sealed()), memoryview(bytearray(len(CHUNK) + 1)))
+        opener.open(bytes(48), memoryview(sealed()), memoryview(bytearray(len(CHUNK) + 1)))
 
 
 def test_without_native_code_there_is_no_opener(monkeypatch: pytest.MonkeyPatch):

@@ -82,9 +82,9 @@ def test_whoever_reads_by_himself_is_told_whether_he_waits_for_the_disk(file: Pa
             file.read_bytes()
         else:
             drop_from_page_cache(file)
-        with reader.room(0, 0, 8 * PAGE) as (descriptor, cached, _):
-            told.append((cached, bool(flags_of(descriptor) & os.O_DIRECT)))
-    assert told == [(True, False), (False, True)]
+        with reader.place(0, 0, 8 * PAGE - 1) as (descriptor, length, cached):
+            told.append((cached, bool(flags_of(descriptor) & os.O_DIRECT), length))
+    assert told == [(True, False, 8 * PAGE), (False, True, 8 * PAGE)]
     reader.close()
 
 
