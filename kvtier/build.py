@@ -251,7 +251,6 @@ def _with_disk(
 ) -> Kvtier:
     prior = Prior(depot.folder / NAMESPACES, namespace, "prefill", len(Cost._fields))
     known = prior.load()
-    n_at_work = depot.plan.n_at_work
     prefill_rate, copy_rate = PrefillRate(Cost(*known) if known is not None else None), CopyRate()
     disk = DiskTier(depot.n_shards, depot.shard_bytes, depot.frame_cost, LinkedSlru(1), first_shard=os.getpid())
     disk.set_family(namespace.family(epoch.name))
@@ -266,6 +265,7 @@ def _with_disk(
             burst_bytes=disk_config.write_burst_bytes,
             report=report,
         )
+    max_under_way = max(UNDER_WAY, 2 * depot.plan.n_readers)
     cache = make_cache(
         host,
         disk,
@@ -273,7 +273,7 @@ def _with_disk(
         submit_promotion=depot.submit_promotion,
         wake_spiller=depot.wake_spiller,
         delete_frame=depot.delete,
-        max_under_way=max(UNDER_WAY, n_at_work + n_at_work // 2),
+        max_under_way=max_under_way,
         write_behind_after_s=disk_config.write_behind_after_s if disk_config.write == "ahead" else None,
         gate=LoadGate(
             chunk_bytes=geometry.chunk_bytes,
@@ -282,7 +282,7 @@ def _with_disk(
             device=copy_rate,
             mode=disk_config.load,
             min_tokens=disk_config.min_tokens or 0,
-            n_lanes=n_at_work,
+            n_lanes=min(depot.plan.n_at_work, max_under_way),
         ),
         admit_share=disk_config.admit.share,
         budget=budget,

@@ -160,7 +160,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     promote_threads: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=64)],
         _key(
-            "Threads that load from disk; under vLLM up to four more while some wait for it.",
+            "Threads that load from disk; under vLLM there are two more, because they wait.",
             "a whole number from 1 to 64",
         ),
     ] = 2

@@ -19,13 +19,14 @@ from kvtier.errors import StoreError, StoreFormatError
 from kvtier.store.beside import room_beside
 from kvtier.store.lmdb import LmdbStore
 from kvtier.tiers.follow import Follower
-from kvtier.transfer.mover import PROMOTIONS_AT_ONCE, Mover
+from kvtier.transfer.mover import Mover, promotions_at_once
 from kvtier.transfer.precedence import LoadsFirst
 from kvtier.transfer.probe import LoadProbe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from kvtier.codec.base import Codec
     from kvtier.residency import Frame, Promotion
     from kvtier.store.listing import Listing
     from kvtier.tiers.follow import Index, SharedIndex
@@ -67,7 +68,12 @@ class Plan:
     @property
     def n_at_work(self) -> int:
         """Promotions that threads may be at."""
-        return self.n_readers * PROMOTIONS_AT_ONCE
+        return self.n_readers * promotions_at_once(self.codec, guard_of(self.secret))
+
+    @property
+    def codec(self) -> Codec:
+        """What frames are made with."""
+        return RAW if self.raw else codec_for(self.dtype)
 
 
 class Depot(Protocol):
@@ -156,7 +162,7 @@ class LocalDepot:
         self._mover = Mover(
             slots,
             self._follower,
-            RAW if plan.raw else codec_for(plan.dtype),
+            plan.codec,
             guard=self._guard,
             n_promote_threads=plan.n_promote_threads,
             n_reads_ahead=plan.n_reads_ahead,

@@ -29,8 +29,8 @@ PINNED_SHARE = 0.875
 """Promotions may not pin more of the host pool than this: the rest keeps taking stores."""
 
 UNDER_WAY = 24
-"""Promotions that are under way before more of them stand in line; more than threads may be at. Beginning one
-takes about 10 us of the scheduler's time, standing in line less than 1."""
+"""Promotions that are under way before more of them stand in line: what four threads are at, and half as many to come.
+Beginning one takes about 10 us of the scheduler's time, standing in line less than 1."""
 
 
 class Promotions(Holdings):

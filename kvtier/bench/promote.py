@@ -106,7 +106,7 @@ class _Ways:
                 self._pool[row * self._chunk_bytes : (row + 1) * self._chunk_bytes] = chunk
             self._vllm.store(range(self._n_chunks), self._pool, self._chunk_bytes)
         conditions.note(
-            f"promote: {n_threads()} threads, {READS_AHEAD} more while some wait, as in an engine's helper process; "
+            f"promote: {n_threads()} threads and {READS_AHEAD} more, as in an engine's helper process; "
             "vllm_fs and odirect: one, as one request has it"
         )
 

@@ -1,8 +1,7 @@
 /* Byte planes in native code: 16-bit values <-> their low and high bytes, in one pass each and without the GIL.
  *
  * join() decodes the high bytes block by block and puts each block together with the low ones while it is in the
- * processor's cache; read_frames() reads frames and verifies them first, so that a thread gives the GIL away once for all
- * of that.
+ * processor's cache; read_frames() reads frames and verifies them first, and a thread gives the GIL away once for it.
  * zstd, which does what _literals.c leaves, is the one in python-zstandard, XXH3 the one in python-xxhash: their
  * functions come as addresses. */
 #define _DEFAULT_SOURCE
@@ -430,7 +429,7 @@ static int as_wanted(PyObject *object, wanted_t *frame, size_t place_bytes, size
         frame->skip >= 0 && frame->length >= frame->skip && frame->n_bytes <= frame->length - frame->skip &&
         frame->n_bytes >= (Py_ssize_t)(HEADER_BYTES + frame->rows.n_values) && (size_t)frame->length <= place_bytes)
         return 1;
-    PyErr_SetString(PyExc_ValueError, "read_frames: a head has 48 bytes, the frame is longer than a header and half of out's bytes, it lies inside of what is read, that fits into a place, and out is bytes in even rows");
+    PyErr_SetString(PyExc_ValueError, "read_frames: a head has 48 bytes, a frame lies inside of what is read, which fits into a place, is no shorter than a header and half of out's bytes, and out is bytes in even rows");
     return 0;
 }
 

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 Values: TypeAlias = memoryview | npt.NDArray[np.uint8]
 
-INTERFACE: Final = 4
+INTERFACE: Final = 5
 
 def split(values: Values, low: memoryview, high: memoryview) -> None: ...
 def join(
@@ -20,9 +20,18 @@ def open_frame(
     functions: tuple[int, int, int],
     state: int,
     head: bytes,
-    place: tuple[int, int, int, int],
-    memory: memoryview,
+    frame: memoryview,
     scratch: memoryview,
     out: Values,
-    yields: bool,
 ) -> bool: ...
+def read_frames(
+    functions: tuple[int, int, int],
+    state: int,
+    reads: object,
+    frames: list[tuple[tuple[int, int, int, int, int, bool], bytes, Values]],
+    memory: memoryview,
+    place_bytes: int,
+    scratch: memoryview,
+    yields: bool,
+) -> list[bool]: ...
+def new_reads() -> object: ...

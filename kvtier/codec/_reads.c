@@ -1,16 +1,17 @@
-/* Reads by the kernel's own asynchronous I/O (io_submit(2)), which has direct reads wait for the disk without a thread each.
+/* Reads by the kernel's own asynchronous I/O (io_submit(2)): direct reads then wait for the disk without a thread each.
  * Not io_uring: container runtimes forbid that by default, and these reads are too large to gain by it. */
 #define _GNU_SOURCE
 #include "_reads.h"
 #include <errno.h>
-#if defined(__linux__)
+#if defined(__linux__) && defined(__has_include)
+#if __has_include(<linux/aio_abi.h>)
 #include <linux/aio_abi.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#endif
 
-#if !defined(KVTIER_WITHOUT_AIO) && defined(SYS_io_setup) && defined(SYS_io_submit) && defined(SYS_io_getevents) && \
-    defined(SYS_io_destroy)
+#if defined(SYS_io_setup) && defined(SYS_io_submit) && defined(SYS_io_getevents) && defined(SYS_io_destroy)
 
 void reads_open(reads_t *reads, unsigned n)
 {

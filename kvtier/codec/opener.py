@@ -26,6 +26,9 @@ PLACES: Final = 3
 """Frames of a thread that are in memory or on their way there at a time. More of them are further from the processors'
 caches, into which whoever reads for a virtual machine copies them: docs/performance.md, "What a promotion gives"."""
 
+PLACES_BYTES: Final = 32 << 20
+"""Memory for them, of each thread; one frame fits in any case."""
+
 Wanted = tuple[FilePages, bytes, Values]
 """A frame in a file, what it begins with, and where its values go."""
 
@@ -91,7 +94,7 @@ class _NativeOpener:
         """See `Opener`."""
         mine = self._mine()
         place_bytes = max(pages.length for pages, _, _ in frames)
-        memory = mine.memory.room(PLACES * place_bytes)
+        memory = mine.memory.room(place_bytes * max(1, min(PLACES, PLACES_BYTES // place_bytes)))
         scratch = entropy.scratch((max(out.nbytes for _, _, out in frames) + 1) // 2).data
         opened: list[bool] = self._read(
             self._functions, mine.state, mine.reads, list(frames), memory, place_bytes, scratch, yields

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from kvtier.transfer.work import Work
 
 READS_AHEAD: Final = 2
-"""Promotion threads beyond `disk.promote_threads`, at work while others wait for the disk. Not so beside the scheduler
+"""Promotion threads beyond `disk.promote_threads`, because they wait for the disk. Not so beside the scheduler
 thread, which each of them takes processor and interpreter from. docs/performance.md, "What a promotion gives"."""
 
 PING_S: Final = 5.0

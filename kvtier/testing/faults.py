@@ -110,8 +110,9 @@ class FaultyStore:
 
     def lend(self, wanted: Sequence[tuple[int, ChunkKey]], use: UsePages) -> list[bool]:
         with self._lock:
-            if any(fault.method == "read" for fault, _ in self._faults):
-                return use([None] * len(wanted))  # so that all of them pass through `read`
+            faulty = any(fault.method == "read" for fault, _ in self._faults)
+        if faulty:
+            return use([None] * len(wanted))  # so that all of them pass through `read`
         return self.inner.lend(wanted, use)
 
     @property

@@ -59,6 +59,11 @@ SPILL_NICENESS = 10
 STOP_TIMEOUT_S = 5.0
 
 
+def promotions_at_once(codec: Codec, guard: Guard) -> int:
+    """Chunks that a thread promotes together."""
+    return PROMOTIONS_AT_ONCE if opens_at_once(codec, guard) else 1
+
+
 class Mover:
     """Owns the transfer threads of one engine. `start` once, `stop` once."""
 
@@ -79,11 +84,11 @@ class Mover:
     ) -> None:
         """Move between `slots` and `store`; `guard` protects what goes there and judges what comes from there.
 
-        `n_promote_threads` promote, and `n_reads_ahead` more for the time that those wait for the disk. `poll_s` is how
-        often dirty chunks are looked over for write-behind. Threads run behind others of the machine if `steps_back`
-        says so; not where one that must not wait for them has the same process: while they hold a lock that it wants,
-        it would run behind others as well. `report` prints one line for the operator; any thread may call it. `clock`
-        gives seconds, the same as what `start` is given to tell the engine's last call.
+        `n_promote_threads` promote, and `n_reads_ahead` more, as they wait for the disk. `poll_s` is how often dirty
+        chunks are looked over for write-behind. Threads run behind others of the machine if `steps_back` says so; not
+        where one that must not wait for them has the same process: while they hold a lock that it wants, it would run
+        behind others as well. `report` prints one line for the operator; any thread may call it. `clock` gives seconds,
+        the same as what `start` is given to tell the engine's last call.
         """
         self._slots = slots
         self._store = store
@@ -100,7 +105,7 @@ class Mover:
         self._clock = clock
         self._work: Work | None = None
         n_threads = n_promote_threads + n_reads_ahead
-        self._promotions = PromotionQueue(n_threads, PROMOTIONS_AT_ONCE if self._at_once else 1)
+        self._promotions = PromotionQueue(n_threads, promotions_at_once(codec, guard))
         self._loads, self._borrowed = LoadsFirst(), LoadsFirst()  # all of them; those on threads of others
         self._deletes: queue.SimpleQueue[tuple[int, ChunkKey]] = queue.SimpleQueue()
         self._wake = threading.Event()
@@ -167,7 +172,7 @@ class Mover:
         self._wake.set()
 
     def stop(self) -> bool:
-        """End all threads after the job each is at; the store is synced, not closed. Takes STOP_TIMEOUT_S at most.
+        """End all threads after the jobs each is at; the store is synced, not closed. Takes STOP_TIMEOUT_S at most.
 
         True if no slot and no frame is touched afterwards; False if a thread is stuck in the store after
         STOP_TIMEOUT_S, which then must not be closed.
@@ -215,6 +220,8 @@ class Mover:
             return read_at_once(wanted, yields=self._yields)
 
         opened = self._store.lend([(job.frame.shard, job.resident.key) for job in jobs], read)
+        if len(opened) != len(jobs):
+            raise RuntimeError(f"{len(opened)} answers for {len(jobs)} frames")
         if any(opened):
             self._reads_ok()
         return opened

@@ -1,6 +1,6 @@
 """LoadProbe: frames of a store just opened in, how fast chunks come up from it out. Once, beside the engine's start.
 
-It goes the way of a promotion, by as many threads of which as many decode, but into memory of its own: reads and
+On as many threads as promote, of which as many decode, but a frame at a time and into memory of its own: reads and
 verifies a sample of what is stored, spread over all of it, so that as much of the sample is in the page cache as of the
 rest. The quick quarter tells the speed: the others were slowed down by an engine that is starting, or by their first
 touch of memory. A disk that is slow is slow for all of them.

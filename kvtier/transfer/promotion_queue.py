@@ -24,7 +24,7 @@ class PromotionQueue:
         self._jobs.put(job)
 
     def take(self) -> list[Promotion]:
-        """The next jobs, once there are any: as many as leave the other threads their share. None once it is closed."""
+        """The next jobs, once there are any: as many as leave the other threads their share. [] once it is closed."""
         jobs: list[Promotion] = []
         n = 1
         while len(jobs) < n:
@@ -35,7 +35,8 @@ class PromotionQueue:
             if job is None or self._closed:
                 return []
             jobs.append(job)
-            n = min(self._most, 1 + self._jobs.qsize() // self._n_threads) if len(jobs) == 1 else n
+            if len(jobs) == 1:
+                n = max(1, min(self._most, (1 + self._jobs.qsize()) // self._n_threads))
         return jobs
 
     def close(self) -> None:

@@ -139,7 +139,7 @@ class Server:
         return None if Lookup.PENDING in answers else answers.count(Lookup.HIT)
 
 
-@pytest.fixture(params=[1, 2 + READS_AHEAD], ids=["one read at a time", "as shipped"])
+@pytest.fixture(params=[1, 2 + READS_AHEAD], ids=["one read at a time", "a read of each thread"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     server = Server(request.param)
     yield server

@@ -100,17 +100,26 @@ def test_a_thread_opens_several_chunks_together_in_their_order(read_at_once: Moc
 
 def test_what_was_opened_together_is_told_before_what_was_not_is_read(read_at_once: Mock):
     rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=1)
-    rig.stored_and_evicted("abcd")
-    read_at_once.side_effect = lambda wanted, **_: [k != keys("a")[0] for _, _, k in wanted]
-    go_on = threading.Event()
+    rig.stored_and_evicted("abcde")
+    busy, all_there, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def opened(wanted: Sequence[tuple[object, memoryview, ChunkKey]], **_: object) -> list[bool]:
+        busy.set()
+        all_there.wait(PATIENCE_S)
+        return [k != keys("b")[0] for _, _, k in wanted]
+
+    read_at_once.side_effect = opened
     rig.store._sleep = lambda _: go_on.wait(PATIENCE_S)
     rig.store.inject(Fault(method="read", slow_s=1.0))
     chain = rig.cache.open_chain()
-    for k in reversed(keys("abcd")):  # the last of them may come after the thread has begun
+    rig.cache.lookup(chain, keys("a")[0])
+    assert busy.wait(PATIENCE_S)
+    for k in keys("bcde"):
         rig.cache.lookup(chain, k)
-    until(lambda: rig.stats.promoted_chunks == 3)
-    go_on.set()
+    all_there.set()
     until(lambda: rig.stats.promoted_chunks == 4)
+    go_on.set()
+    until(lambda: rig.stats.promoted_chunks == 5)
     rig.mover.stop()
 
 

@@ -25,9 +25,9 @@ def native_form() -> forms.Form:
     return forms.native_form(_extension())
 
 
-def opener(*flags: str) -> Opener:
-    """As `native_form`; the compiler is given `flags` as well."""
-    return native_opener(_extension(*flags))
+def opener(*, n_ends: int | None = None) -> Opener:
+    """As `native_form`. With `n_ends` the kernel takes reads until so many of a thread have ended, and then none."""
+    return native_opener(_extension(n_ends))
 
 
 def literals(frames: Iterable[tuple[bytes, int]]) -> Iterator[bytes | None]:
@@ -47,9 +47,10 @@ def literals(frames: Iterable[tuple[bytes, int]]) -> Iterator[bytes | None]:
 
 
 @cache
-def _extension(*extra: str) -> Any:
-    flags = ("-O3", "-shared", "-fPIC", "-I", sysconfig.get_path("include"), *extra)
-    library = _compiled("".join(("_planes", *extra, ".abi3.so")), flags, _FOLDER / "_planes.c", _FOLDER / "_reads.c")
+def _extension(n_ends: int | None = None) -> Any:
+    reads = _FOLDER / "_reads.c" if n_ends is None else Path(__file__).with_name("reads.c")
+    flags = ("-O3", "-shared", "-fPIC", "-I", sysconfig.get_path("include"), "-I", str(_FOLDER), f"-DN_ENDS={n_ends}")
+    library = _compiled(f"_planes{n_ends}.abi3.so", flags, _FOLDER / "_planes.c", reads)
     spec = importlib.util.spec_from_file_location("_planes", library)
     assert spec is not None
     assert spec.loader is not None

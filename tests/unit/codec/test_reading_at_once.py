@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from kvtier.types import ChunkKey, FilePages
 from tests.rigs import native
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+N_CONTEXTS = Path("/proc/sys/fs/aio-nr")
+KERNEL_TAKES_READS = N_CONTEXTS.exists()
 N_VALUES = 30_000
 SKIP = 16
 N = 12
@@ -67,10 +70,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frames]:
     file.close()
 
 
-@pytest.fixture(params=["as it is", "without asynchronous reads"], autouse=True)
+@pytest.fixture(params=[None, 0], ids=["as it is", "a kernel that takes no reads"], autouse=True)
 def opener(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Opener:
-    flags = [] if request.param == "as it is" else ["-DKVTIER_WITHOUT_AIO"]
-    opener = native.opener(*flags)
+    opener = native.opener(n_ends=request.param)
     monkeypatch.setattr(frames, "best_opener", lambda: opener)
     return opener
 
@@ -90,6 +92,29 @@ def read(wanted: Sequence[FilePages | None], numbers: Sequence[int], *, yields: 
 def test_all_come_out_whatever_of_them_the_page_cache_has(file: Frames, n: int, cached: tuple[bool], *, yields: bool):
     wanted = [file.pages(number, cached=cached[number % len(cached)]) for number in range(n)]
     assert read(wanted, range(n), yields=yields) == [chunk_of(number) for number in range(n)]
+
+
+@pytest.mark.skipif(not KERNEL_TAKES_READS, reason="the kernel has no asynchronous reads here")
+def test_the_kernel_is_asked_for_them(file: Frames, monkeypatch: pytest.MonkeyPatch):
+    opener = native.opener()
+    monkeypatch.setattr(frames, "best_opener", lambda: opener)
+    read([file.pages(0, cached=False)], [0])
+    assert N_CONTEXTS.read_text().strip() != "0"
+
+
+@pytest.mark.parametrize("n_ends", [1, 4])
+def test_a_kernel_that_gives_up_costs_what_it_was_reading_and_nothing_more(
+    file: Frames, monkeypatch: pytest.MonkeyPatch, n_ends: int
+):
+    opener = native.opener(n_ends=n_ends)
+    monkeypatch.setattr(frames, "best_opener", lambda: opener)
+    wanted = [file.pages(number, cached=number == 1) for number in range(N)]
+    with ThreadPoolExecutor(1) as thread:  # its reads begin anew
+        got, again = (thread.submit(read, wanted, range(N)).result() for _ in range(2))
+    lost = [number for number, chunk in enumerate(got) if chunk is None]
+    assert len(lost) == PLACES
+    assert all(chunk in (None, chunk_of(number)) for number, chunk in enumerate(got))
+    assert again == [chunk_of(number) for number in range(N)]
 
 
 @pytest.mark.parametrize("cached", [True, False])
