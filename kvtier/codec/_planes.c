@@ -196,6 +196,12 @@ static long long join_section(const zstd_t *zstd, void *context, const Py_buffer
     return outcome;
 }
 
+static xxh3_t xxh3_at(unsigned long long reset, unsigned long long update, unsigned long long digest)
+{
+    return (xxh3_t){(int (*)(void *))(uintptr_t)reset, (int (*)(void *, const void *, size_t))(uintptr_t)update,
+                    (hash_t(*)(const void *))(uintptr_t)digest};
+}
+
 static int is_checksum(hash_t hash, const uint8_t *checksum)
 {
     uint64_t halves[2] = {hash.high, hash.low};
@@ -320,8 +326,7 @@ static PyObject *open_frame(PyObject *module, PyObject *args)
     fits = as_rows(held + OUT, &rows) && head->len == HEAD_BYTES && (size_t)scratch->len >= rows.n_values && reset &&
            update && digest && state;
     if (fits && (size_t)frame->len >= HEADER_BYTES + rows.n_values) {
-        xxh3_t xxh3 = {(int (*)(void *))(uintptr_t)reset, (int (*)(void *, const void *, size_t))(uintptr_t)update,
-                       (hash_t(*)(const void *))(uintptr_t)digest};
+        xxh3_t xxh3 = xxh3_at(reset, update, digest);
         Py_BEGIN_ALLOW_THREADS
         opened = open_plain(&xxh3, (void *)(uintptr_t)state, head->buf, frame->buf, (size_t)frame->len, scratch->buf,
                             &rows);
@@ -470,9 +475,7 @@ static PyObject *read_frames(PyObject *module, PyObject *args)
             batch.n++; /* what it holds is to be released */
             goto end;
         }
-    batch.xxh3 = (xxh3_t){(int (*)(void *))(uintptr_t)reset,
-                          (int (*)(void *, const void *, size_t))(uintptr_t)update,
-                          (hash_t(*)(const void *))(uintptr_t)digest};
+    batch.xxh3 = xxh3_at(reset, update, digest);
     batch.state = (void *)(uintptr_t)state;
     batch.scratch = scratch->buf;
     Py_BEGIN_ALLOW_THREADS

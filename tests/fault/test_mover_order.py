@@ -71,6 +71,15 @@ def read_at_once(monkeypatch: pytest.MonkeyPatch) -> Mock:
     return stand_in
 
 
+def ask_for_the_rest_while_busy_with_the_first(rig: Rig, names: str, busy: threading.Event) -> None:
+    """So that a thread, which sets `busy`, finds all of the others in its queue when it is done."""
+    chain, (first, *rest) = rig.cache.open_chain(), keys(names)
+    rig.cache.lookup(chain, first)
+    assert busy.wait(PATIENCE_S)
+    for k in rest:
+        rig.cache.lookup(chain, k)
+
+
 def test_a_thread_opens_several_chunks_together_in_their_order(read_at_once: Mock):
     rig = Rig(MemoryStore(1, 40 * FRAME_BYTES), n_promote_threads=1)
     rig.stored_and_evicted("abcdefg")
@@ -86,11 +95,7 @@ def test_a_thread_opens_several_chunks_together_in_their_order(read_at_once: Moc
         return [True] * len(wanted)
 
     read_at_once.side_effect = opened
-    chain = rig.cache.open_chain()
-    rig.cache.lookup(chain, keys("a")[0])
-    assert busy.wait(PATIENCE_S)
-    for k in keys("bcdefg"):
-        rig.cache.lookup(chain, k)
+    ask_for_the_rest_while_busy_with_the_first(rig, "abcdefg", busy)
     go_on.set()
     rig.request("abcdefg")
     n = 1 + PROMOTIONS_AT_ONCE
@@ -111,11 +116,7 @@ def test_what_was_opened_together_is_told_before_what_was_not_is_read(read_at_on
     read_at_once.side_effect = opened
     rig.store._sleep = lambda _: go_on.wait(PATIENCE_S)
     rig.store.inject(Fault(method="read", slow_s=1.0))
-    chain = rig.cache.open_chain()
-    rig.cache.lookup(chain, keys("a")[0])
-    assert busy.wait(PATIENCE_S)
-    for k in keys("bcde"):
-        rig.cache.lookup(chain, k)
+    ask_for_the_rest_while_busy_with_the_first(rig, "abcde", busy)
     all_there.set()
     until(lambda: rig.stats.promoted_chunks == 4)
     go_on.set()
